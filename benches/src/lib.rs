@@ -1,0 +1,1 @@
+//! The benches are under `benches/`; this crate holds nothing else.
