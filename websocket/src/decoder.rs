@@ -261,18 +261,15 @@ impl Decoder {
         let held_len = usize::from(self.header_len);
         let len = HEADER_BYTES_MAX.min(held_len + input.len());
         self.header[held_len..len].copy_from_slice(&input[..len - held_len]);
-        match FrameHeader::decode(&self.header[..len], self.role)? {
-            Some((header, header_bytes)) => {
-                self.header_len = 0;
-                // What was held was no whole header, so that this one ends inside the input.
-                Ok((header_bytes - held_len, Some(header)))
-            }
-            None => {
-                self.header_len = u8::try_from(len).expect("a header has at most 14 bytes");
-                self.state = State::Header;
-                Ok((len - held_len, None))
-            }
-        }
+        let Some((header, header_bytes)) = FrameHeader::decode(&self.header[..len], self.role)?
+        else {
+            self.header_len = u8::try_from(len).expect("a header has at most 14 bytes");
+            self.state = State::Header;
+            return Ok((len - held_len, None));
+        };
+        self.header_len = 0;
+        // What was held was no whole header, so that this one ends inside the input.
+        Ok((header_bytes - held_len, Some(header)))
     }
 
     /// Checks a header against the frames before it (§5.4) and against the limits, before anything is allocated.
@@ -340,7 +337,7 @@ impl Decoder {
         };
         match &mut held.message {
             Some(message) if !held.frame.opcode.is_control() => {
-                message.append(payload, end(message))?
+                message.append(payload, end(message))?;
             }
             _ => held.control.extend_from_slice(payload),
         }

@@ -135,7 +135,7 @@ impl FrameHeader {
                 if length >> 63 != 0 {
                     return Err(ProtocolError::LengthTopBitSet);
                 }
-                if length <= u64::from(u16::MAX) {
+                if u16::try_from(length).is_ok() {
                     return Err(ProtocolError::LengthNotMinimal);
                 }
                 (length, rest)
