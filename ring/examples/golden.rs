@@ -54,7 +54,11 @@ fn main() {
         let ring = Ring::from_weights(RingVersion::FIRST, seed, node_weights.clone());
         let table: Vec<u8> = ring
             .slot_owners()
-            .flat_map(|node| (node.get() as u16).to_le_bytes())
+            .flat_map(|node| {
+                u16::try_from(node.get())
+                    .expect("an index has 16 bits")
+                    .to_le_bytes()
+            })
             .collect();
         let owners = (0..KEYS_PER_MAP).map(key).map(|key| {
             let owner = ring.owner(key.as_bytes()).clone();

@@ -13,6 +13,7 @@
 //! | `shared` | [`SharedRing`]: one writer swaps, every shard reads |
 //! | `control` | the JSON messages between balancer and nodes |
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod control;
 mod diff;

@@ -25,6 +25,10 @@ impl SharedRing {
     /// # Errors
     /// When it is not newer than the current one, which then stays: an update that was overtaken on its way, or one
     /// that came twice.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "it is kept; the loop needs a clone per attempt"
+    )]
     pub fn publish(&self, ring: Arc<Ring>) -> Result<(), StaleRing> {
         loop {
             let current = self.current.load();

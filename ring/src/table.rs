@@ -22,6 +22,8 @@ const TIME_SHIFT: u32 = 66;
 /// Bits of a time.
 const TIME_BITS: u32 = 48;
 const _: () = assert!(TIME_BITS + u16::BITS == u64::BITS);
+/// The node in a word of time and node.
+const NODE_MASK: u64 = u16::MAX as u64;
 /// Marks a slot without owner while a table is made; no index reaches it.
 const NOBODY: u16 = u16::MAX;
 const _: () = assert!(NODES_MAX <= NOBODY as usize);
@@ -30,6 +32,7 @@ const _: () = assert!(NODES_MAX <= NOBODY as usize);
 static ARRIVALS: [u64; SLOTS] = arrivals();
 
 #[allow(long_running_const_eval, reason = "a loop over the slots, bounded")]
+#[allow(clippy::large_stack_arrays, reason = "evaluated by the compiler")]
 const fn arrivals() -> [u64; SLOTS] {
     let mut arrivals = [0; SLOTS];
     let mut sum = 0;
@@ -157,7 +160,7 @@ impl Draft {
         let mut held = vec![0; contenders.len()];
         let mut table = Vec::with_capacity(SLOTS);
         for (slot, &earliest) in (0_u32..).zip(earliest.iter()) {
-            let mut owner = (earliest & u64::from(u16::MAX)) as u16;
+            let mut owner = u16::try_from(earliest & NODE_MASK).expect("masked to 16 bits");
             if owner == NOBODY {
                 owner = earliest_at(slot, contenders, 0..as_index(contenders.len()));
                 let node = usize::from(owner);
@@ -272,7 +275,12 @@ struct Bitmap(Box<[u64; SLOTS / 64]>);
 
 impl Bitmap {
     fn new() -> Self {
-        Self(Box::new([0; SLOTS / 64]))
+        Self(
+            vec![0; SLOTS / 64]
+                .into_boxed_slice()
+                .try_into()
+                .expect("made with this length"),
+        )
     }
 
     #[inline]
@@ -331,7 +339,7 @@ fn horizon(nodes: usize, weights_total: u64) -> u64 {
     const MARGIN: u64 = 3 << 15;
     let nodes = nodes as u64;
     let octave = nodes.ilog2();
-    let ln = u64::from(octave) * LN_2 + (LN_2 * (nodes - (1 << octave)) >> octave);
+    let ln = u64::from(octave) * LN_2 + ((LN_2 * (nodes - (1 << octave))) >> octave);
     // Time 1 for weight 1 is 2^44; ln and margin bring 16 bits of their own.
     let unit = ARRIVAL_SCALE >> (TIME_SHIFT - u64::BITS) >> 16;
     (ln + MARGIN) * unit / weights_total
@@ -381,7 +389,9 @@ fn quotas(weights: &NodeWeights) -> Vec<Quota> {
 mod tests {
     use super::*;
 
-    const SLOTS_U32: u32 = SLOTS as u32;
+    fn ranks() -> std::ops::Range<u32> {
+        0..u32::try_from(SLOTS).unwrap()
+    }
 
     fn weights(list: &[u64]) -> NodeWeights {
         let named = list.iter().enumerate();
@@ -398,7 +408,11 @@ mod tests {
     fn arrivals_of_one_node_are_strictly_ordered() {
         for weight in [1, 2, 3, 100, 65_535] {
             let pace = pace(Weight::new(weight).unwrap());
-            assert!((1..SLOTS_U32).all(|rank| arrival(rank - 1, pace) < arrival(rank, pace)));
+            assert!(
+                ranks()
+                    .skip(1)
+                    .all(|rank| arrival(rank - 1, pace) < arrival(rank, pace))
+            );
         }
     }
 
@@ -406,7 +420,7 @@ mod tests {
     fn bound_is_never_above_the_arrival() {
         for weight in [1, 2, 3, 100, 65_535] {
             let pace = pace(Weight::new(weight).unwrap());
-            assert!((0..SLOTS_U32).all(|rank| time_at_least(rank, pace) <= arrival(rank, pace)));
+            assert!(ranks().all(|rank| time_at_least(rank, pace) <= arrival(rank, pace)));
         }
     }
 
@@ -427,9 +441,9 @@ mod tests {
             &[1, 1, 1],
             &[1, 65_535],
             &[100; 1000],
-            &[65_535; NODES_MAX],
+            &vec![65_535; NODES_MAX],
             &[3, 5, 7, 11, 300, 10],
-            &[&[1][..], &[65_535; NODES_MAX - 1]].concat(),
+            &[vec![1], vec![65_535; NODES_MAX - 1]].concat(),
         ] {
             let quotas = quotas(&weights(list));
             assert_eq!(quotas.iter().map(|quota| quota.slots).sum::<usize>(), SLOTS);
@@ -447,9 +461,9 @@ mod tests {
             &[1, 1][..],
             &[1, 65_535],
             &[1, 1, 65_535],
-            &[&[65_535][..], &[1; NODES_MAX - 1]].concat(),
-            &[&[1][..], &[65_535; NODES_MAX - 1]].concat(),
-            &[100; NODES_MAX],
+            &[vec![65_535], vec![1; NODES_MAX - 1]].concat(),
+            &[vec![1], vec![65_535; NODES_MAX - 1]].concat(),
+            &vec![100; NODES_MAX],
         ] {
             let weights = weights(list);
             for seed in [0, 1, u64::MAX] {
@@ -468,6 +482,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::cast_precision_loss, reason = "a comparison to three digits")]
     fn horizon_leaves_few_slots_unreached() {
         // (ln N + 1.5)/Σw, compared as real numbers.
         for nodes in [1_usize, 2, 3, 10, 100, 1000, 4096] {

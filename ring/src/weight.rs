@@ -60,8 +60,10 @@ impl<'de> Deserialize<'de> for Weight {
 /// Cloning copies a pointer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeWeights {
-    // Invariant: not empty, strictly ascending by name, len <= NODES_MAX.
-    entries: Arc<[(NodeId, Weight)]>,
+    // Invariant: not empty, strictly ascending, len <= NODES_MAX; as many weights, in the same order.
+    // Apart, because look-ups index the names alone.
+    names: Arc<[NodeId]>,
+    weights: Arc<[Weight]>,
 }
 
 impl NodeWeights {
@@ -83,33 +85,33 @@ impl NodeWeights {
                 node: twins[0].0.clone(),
             });
         }
+        let (names, weights): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
         Ok(Self {
-            entries: entries.into(),
+            names: names.into(),
+            weights: weights.into(),
         })
     }
 
     /// Iterates over nodes and weights in order of name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&NodeId, Weight)> + Clone {
-        self.entries.iter().map(|(node, weight)| (node, *weight))
+        self.names.iter().zip(self.weights.iter().copied())
     }
 
     /// Returns the number of nodes, 1 to [`NODES_MAX`].
     #[allow(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.names.len()
     }
 
     /// Returns the weight of `node`, if it is one of these.
     pub fn weight(&self, node: &NodeId) -> Option<Weight> {
-        self.index(node).map(|index| self.entries[index.get()].1)
+        self.index(node).map(|index| self.weights[index.get()])
     }
 
     /// Returns the place of `node` in order of name, if it is one of these.
+    #[allow(clippy::missing_panics_doc, reason = "indexes are below NODES_MAX")]
     pub fn index(&self, node: &NodeId) -> Option<NodeIndex> {
-        let index = self
-            .entries
-            .binary_search_by(|(name, _)| name.cmp(node))
-            .ok()?;
+        let index = self.names.binary_search(node).ok()?;
         Some(NodeIndex(u16::try_from(index).expect("NODES_MAX fits u16")))
     }
 
@@ -119,14 +121,14 @@ impl NodeWeights {
     /// When the index comes from a larger ring.
     #[inline]
     pub fn node(&self, index: NodeIndex) -> &NodeId {
-        &self.entries[index.get()].0
+        &self.names[index.get()]
     }
 
     /// Returns the sum of all weights.
     pub fn total(&self) -> u64 {
-        self.entries
+        self.weights
             .iter()
-            .map(|(_, weight)| u64::from(weight.get()))
+            .map(|weight| u64::from(weight.get()))
             .sum()
     }
 }

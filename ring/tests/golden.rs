@@ -1,5 +1,6 @@
 //! The ring's contract: known maps and their owners. A failure here means that two versions of this code would disagree
 //! about where a client lives; the code is wrong, not the file. `examples/golden.rs` made it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
 
