@@ -26,10 +26,7 @@ mod table;
 mod weight;
 
 pub use diff::{RingDiff, SlotMove, diff};
-pub use error::{
-    ControlError, InvalidNodeId, InvalidVersion, InvalidWeight, InvalidWeights, SeedChanged,
-    StaleRing,
-};
+pub use error::{ControlError, InvalidNodeId, InvalidVersion, InvalidWeight, InvalidWeights, SeedChanged, StaleRing};
 #[doc(hidden)]
 pub use hash::Permutation;
 pub use hash::{SLOTS, hash_key, shard_of, slot_of};

@@ -38,21 +38,12 @@ impl Ring {
 
     /// Builds a ring from a map that was checked already.
     pub fn from_weights(version: RingVersion, seed: u64, weights: NodeWeights) -> Self {
-        Self {
-            table: table::deal(&weights, seed),
-            weights,
-            seed,
-            version,
-        }
+        Self { table: table::deal(&weights, seed), weights, seed, version }
     }
 
     /// Builds the ring a balancer announced.
     pub fn from_update(update: &RingUpdate) -> Self {
-        Self::from_weights(
-            update.version.version,
-            update.seed,
-            update.node_weights.clone(),
-        )
+        Self::from_weights(update.version.version, update.seed, update.node_weights.clone())
     }
 
     /// Returns the node that owns `key` (a client id).
@@ -93,23 +84,13 @@ impl Ring {
         let slot = slot_of(self.hash(key));
         let owner = NodeIndex(self.table[slot]);
         let rank_slot = u32::try_from(slot).expect("a slot has 18 bits");
-        let others = (0_u16..)
-            .map(NodeIndex)
-            .zip(self.weights.iter())
-            .filter(|&(index, _)| index != owner);
+        let others = (0_u16..).map(NodeIndex).zip(self.weights.iter()).filter(|&(index, _)| index != owner);
         let arrivals = others
             .map(|(index, (node, weight))| {
-                Reverse((
-                    Contender::new(node, weight, self.seed).arrival_at(rank_slot),
-                    index,
-                ))
+                Reverse((Contender::new(node, weight, self.seed).arrival_at(rank_slot), index))
             })
             .collect();
-        Owners {
-            weights: &self.weights,
-            owner: Some(owner),
-            arrivals,
-        }
+        Owners { weights: &self.weights, owner: Some(owner), arrivals }
     }
 
     /// Returns the version this ring was announced under.
@@ -135,12 +116,7 @@ impl Ring {
 
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            table: _,
-            weights,
-            seed,
-            version,
-        } = self;
+        let Self { table: _, weights, seed, version } = self;
         f.debug_struct("Ring")
             .field("version", version)
             .field("seed", seed)
@@ -192,11 +168,7 @@ impl RingVersion {
     /// # Errors
     /// When it is above [`RingVersion::MAX`].
     pub fn new(value: u64) -> Result<Self, InvalidVersion> {
-        if value > Self::MAX.0 {
-            Err(InvalidVersion { value })
-        } else {
-            Ok(Self(value))
-        }
+        if value > Self::MAX.0 { Err(InvalidVersion { value }) } else { Ok(Self(value)) }
     }
 
     /// Returns the version as a number.
@@ -287,9 +259,7 @@ mod tests {
     use super::*;
 
     fn ring(seed: u64, nodes: &[(&str, u64)]) -> Ring {
-        let nodes = nodes
-            .iter()
-            .map(|&(name, weight)| (NodeId::new(name).unwrap(), Weight::new(weight).unwrap()));
+        let nodes = nodes.iter().map(|&(name, weight)| (NodeId::new(name).unwrap(), Weight::new(weight).unwrap()));
         Ring::build(RingVersion::FIRST, seed, nodes).unwrap()
     }
 
@@ -302,10 +272,7 @@ mod tests {
 
     #[test]
     fn owners_start_with_the_owner_and_name_each_node_once() {
-        let ring = ring(
-            3,
-            &[("a", 1), ("b", 50), ("c", 300), ("d", 2), ("e", 65_535)],
-        );
+        let ring = ring(3, &[("a", 1), ("b", 50), ("c", 300), ("d", 2), ("e", 65_535)]);
         for key in 0..500_u32 {
             let key = key.to_be_bytes();
             let owners = ring.owners(&key);
@@ -314,12 +281,7 @@ mod tests {
             assert_eq!(owners[0], ring.owner(&key));
             let mut names = owners.clone();
             names.sort_unstable();
-            assert!(
-                names
-                    .iter()
-                    .copied()
-                    .eq(ring.weights().iter().map(|(node, _)| node))
-            );
+            assert!(names.iter().copied().eq(ring.weights().iter().map(|(node, _)| node)));
         }
     }
 
@@ -330,16 +292,10 @@ mod tests {
         let keys = || (0..1000_u32).map(u32::to_be_bytes);
         let mut agreeing = 0;
         for gone in ["a", "b", "c", "d", "e"] {
-            let rest: Vec<_> = all
-                .iter()
-                .copied()
-                .filter(|&(name, _)| name != gone)
-                .collect();
+            let rest: Vec<_> = all.iter().copied().filter(|&(name, _)| name != gone).collect();
             let without = ring(0, &rest);
             let moved = keys().filter(|key| full.owner(key).as_str() == gone);
-            agreeing += moved
-                .filter(|key| full.owners(key).nth(1) == Some(without.owner(key)))
-                .count();
+            agreeing += moved.filter(|key| full.owners(key).nth(1) == Some(without.owner(key))).count();
         }
         // Settling may have moved a slot or two.
         assert!((980..=1000).contains(&agreeing), "{agreeing}");

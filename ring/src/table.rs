@@ -60,10 +60,7 @@ pub fn arrival(rank: u32, pace: u64) -> u64 {
 }
 
 #[inline]
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "114 bits shifted by 66 fit 64"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "114 bits shifted by 66 fit 64")]
 fn time(e: u64, pace: u64) -> u64 {
     ((u128::from(e) * u128::from(pace)) >> TIME_SHIFT) as u64
 }
@@ -77,10 +74,7 @@ pub(crate) struct Contender {
 
 impl Contender {
     pub(crate) fn new(node: &NodeId, weight: Weight, seed: u64) -> Self {
-        Self {
-            permutation: Permutation::new(node.as_str(), seed),
-            pace: pace(weight),
-        }
+        Self { permutation: Permutation::new(node.as_str(), seed), pace: pace(weight) }
     }
 
     /// Returns when this node arrives at `slot`.
@@ -96,12 +90,7 @@ pub(crate) fn deal(weights: &NodeWeights, seed: u64) -> Box<[u16; SLOTS]> {
     let mut draft = Draft::fill(&contenders, weights.total());
     let quotas = quotas(weights);
     draft.settle(&contenders, &quotas);
-    debug_assert!(
-        quotas
-            .iter()
-            .zip(&draft.held)
-            .all(|(quota, held)| (quota.min..=quota.max).contains(held))
-    );
+    debug_assert!(quotas.iter().zip(&draft.held).all(|(quota, held)| (quota.min..=quota.max).contains(held)));
     draft.table
 }
 
@@ -112,10 +101,7 @@ pub fn fill_unsettled(weights: &NodeWeights, seed: u64) -> Box<[u16; SLOTS]> {
 }
 
 fn contenders(weights: &NodeWeights, seed: u64) -> Vec<Contender> {
-    weights
-        .iter()
-        .map(|(node, weight)| Contender::new(node, weight, seed))
-        .collect()
+    weights.iter().map(|(node, weight)| Contender::new(node, weight, seed)).collect()
 }
 
 /// A table in the making.
@@ -135,10 +121,8 @@ impl Draft {
     fn fill(contenders: &[Contender], weights_total: u64) -> Self {
         let horizon = horizon(contenders.len(), weights_total);
         // Per slot the earliest arrival so far, `time << 16 | node`.
-        let mut earliest: Box<[u64; SLOTS]> = vec![u64::MAX; SLOTS]
-            .into_boxed_slice()
-            .try_into()
-            .expect("made with this length");
+        let mut earliest: Box<[u64; SLOTS]> =
+            vec![u64::MAX; SLOTS].into_boxed_slice().try_into().expect("made with this length");
         let mut is_decided = Bitmap::new();
         let mut ranks = vec![0; contenders.len()];
         for stage in [horizon / 8, horizon / 4, horizon / 2, horizon] {
@@ -148,8 +132,7 @@ impl Draft {
                     let slot = contender.permutation.slot(rank);
                     if !is_decided.contains(slot) {
                         let earliest = &mut earliest[slot as usize];
-                        *earliest =
-                            (*earliest).min(time(e, contender.pace) << u16::BITS | u64::from(node));
+                        *earliest = (*earliest).min(time(e, contender.pace) << u16::BITS | u64::from(node));
                     }
                 }
                 *from = u32::try_from(to).expect("a rank has 18 bits");
@@ -169,10 +152,7 @@ impl Draft {
             held[usize::from(owner)] += 1;
             table.push(owner);
         }
-        let table = table
-            .into_boxed_slice()
-            .try_into()
-            .expect("one owner was pushed for each slot");
+        let table = table.into_boxed_slice().try_into().expect("one owner was pushed for each slot");
         Self { table, held, ranks }
     }
 
@@ -191,11 +171,7 @@ impl Draft {
             }
         }
 
-        let lacking: usize = quotas
-            .iter()
-            .zip(&self.held)
-            .map(|(quota, held)| quota.min.saturating_sub(*held))
-            .sum();
+        let lacking: usize = quotas.iter().zip(&self.held).map(|(quota, held)| quota.min.saturating_sub(*held)).sum();
         if released.len() < lacking {
             let mut donors = BinaryHeap::new();
             for (node, quota) in quotas.iter().enumerate() {
@@ -227,9 +203,8 @@ impl Draft {
         contenders: &[Contender],
         aim: impl Fn(usize) -> usize,
     ) {
-        let mut takers: Vec<u16> = (0..as_index(contenders.len()))
-            .filter(|&node| self.held[usize::from(node)] < aim(node.into()))
-            .collect();
+        let mut takers: Vec<u16> =
+            (0..as_index(contenders.len())).filter(|&node| self.held[usize::from(node)] < aim(node.into())).collect();
         while !takers.is_empty() {
             let Some(slot) = released.next() else { return };
             let owner = earliest_at(slot, contenders, takers.iter().copied());
@@ -244,9 +219,7 @@ impl Draft {
 
     /// Takes from `node` the slot it reached last.
     fn release_latest(&mut self, node: usize, contender: &Contender) -> u32 {
-        let slot = contender
-            .permutation
-            .slot(self.latest_rank(node, contender));
+        let slot = contender.permutation.slot(self.latest_rank(node, contender));
         self.table[slot as usize] = NOBODY;
         self.held[node] -= 1;
         slot
@@ -259,12 +232,8 @@ impl Draft {
     /// Walks back to the last rank at which `node` owns its slot, and remembers that it owns none above.
     fn latest_rank(&mut self, node: usize, contender: &Contender) -> u32 {
         debug_assert!(self.held[node] > 0);
-        let owns =
-            |rank: u32| usize::from(self.table[contender.permutation.slot(rank) as usize]) == node;
-        let rank = (0..self.ranks[node])
-            .rev()
-            .find(|&rank| owns(rank))
-            .expect("a node with slots owns one by rank");
+        let owns = |rank: u32| usize::from(self.table[contender.permutation.slot(rank) as usize]) == node;
+        let rank = (0..self.ranks[node]).rev().find(|&rank| owns(rank)).expect("a node with slots owns one by rank");
         self.ranks[node] = rank + 1;
         rank
     }
@@ -275,12 +244,7 @@ struct Bitmap(Box<[u64; SLOTS / 64]>);
 
 impl Bitmap {
     fn new() -> Self {
-        Self(
-            vec![0; SLOTS / 64]
-                .into_boxed_slice()
-                .try_into()
-                .expect("made with this length"),
-        )
+        Self(vec![0; SLOTS / 64].into_boxed_slice().try_into().expect("made with this length"))
     }
 
     #[inline]
@@ -291,9 +255,7 @@ impl Bitmap {
     /// Sets all bits anew, from slot 0 on.
     fn assign(&mut self, mut bits: impl Iterator<Item = bool>) {
         for word in self.0.iter_mut() {
-            *word = (0..64).fold(0, |word, at| {
-                word | u64::from(bits.next() == Some(true)) << at
-            });
+            *word = (0..64).fold(0, |word, at| word | u64::from(bits.next() == Some(true)) << at);
         }
     }
 }
@@ -368,11 +330,7 @@ fn quotas(weights: &NodeWeights) -> Vec<Quota> {
         let hundredths = total * 100;
         quotas.push(Quota {
             slots: as_count(slots),
-            min: as_count(
-                (numerator * 99)
-                    .div_ceil(hundredths)
-                    .min(numerator.div_ceil(total).saturating_sub(1)),
-            ),
+            min: as_count((numerator * 99).div_ceil(hundredths).min(numerator.div_ceil(total).saturating_sub(1))),
             max: as_count((numerator * 101 / hundredths).max(slots + 1)),
         });
         remainders.push((numerator % total, Reverse(node)));
@@ -395,12 +353,9 @@ mod tests {
 
     fn weights(list: &[u64]) -> NodeWeights {
         let named = list.iter().enumerate();
-        NodeWeights::new(named.map(|(n, &weight)| {
-            (
-                NodeId::new(&format!("n{n:04}")).unwrap(),
-                Weight::new(weight).unwrap(),
-            )
-        }))
+        NodeWeights::new(
+            named.map(|(n, &weight)| (NodeId::new(&format!("n{n:04}")).unwrap(), Weight::new(weight).unwrap())),
+        )
         .unwrap()
     }
 
@@ -408,11 +363,7 @@ mod tests {
     fn arrivals_of_one_node_are_strictly_ordered() {
         for weight in [1, 2, 3, 100, 65_535] {
             let pace = pace(Weight::new(weight).unwrap());
-            assert!(
-                ranks()
-                    .skip(1)
-                    .all(|rank| arrival(rank - 1, pace) < arrival(rank, pace))
-            );
+            assert!(ranks().skip(1).all(|rank| arrival(rank - 1, pace) < arrival(rank, pace)));
         }
     }
 
@@ -447,11 +398,7 @@ mod tests {
         ] {
             let quotas = quotas(&weights(list));
             assert_eq!(quotas.iter().map(|quota| quota.slots).sum::<usize>(), SLOTS);
-            assert!(
-                quotas
-                    .iter()
-                    .all(|quota| quota.min <= quota.slots && quota.slots <= quota.max)
-            );
+            assert!(quotas.iter().all(|quota| quota.min <= quota.slots && quota.slots <= quota.max));
         }
     }
 
@@ -468,14 +415,9 @@ mod tests {
             let weights = weights(list);
             for seed in [0, 1, u64::MAX] {
                 let mut counts = vec![0; list.len()];
-                deal(&weights, seed)
-                    .iter()
-                    .for_each(|&owner| counts[usize::from(owner)] += 1);
+                deal(&weights, seed).iter().for_each(|&owner| counts[usize::from(owner)] += 1);
                 for (quota, count) in quotas(&weights).iter().zip(counts) {
-                    assert!(
-                        (quota.min..=quota.max).contains(&count),
-                        "{count} slots, {quota:?}"
-                    );
+                    assert!((quota.min..=quota.max).contains(&count), "{count} slots, {quota:?}");
                 }
             }
         }
@@ -489,10 +431,7 @@ mod tests {
             let unit = 2_f64.powi(44);
             let time = horizon(nodes, 1000) as f64 / unit * 1000.0;
             let exact = (nodes as f64).ln() + 1.5;
-            assert!(
-                (exact - 0.061..=exact + 0.001).contains(&time),
-                "{nodes}: {time} for {exact}"
-            );
+            assert!((exact - 0.061..=exact + 0.001).contains(&time), "{nodes}: {time} for {exact}");
         }
     }
 }

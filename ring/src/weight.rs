@@ -24,11 +24,7 @@ impl Weight {
     /// # Errors
     /// When it is 0 or above 65535.
     pub fn new(value: u64) -> Result<Self, InvalidWeight> {
-        u16::try_from(value)
-            .ok()
-            .and_then(NonZeroU16::new)
-            .map(Self)
-            .ok_or(InvalidWeight { value })
+        u16::try_from(value).ok().and_then(NonZeroU16::new).map(Self).ok_or(InvalidWeight { value })
     }
 
     /// Returns the weight as a number.
@@ -81,15 +77,10 @@ impl NodeWeights {
         }
         entries.sort_unstable_by(|one, other| one.0.cmp(&other.0));
         if let Some(twins) = entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(InvalidWeights::DuplicateNode {
-                node: twins[0].0.clone(),
-            });
+            return Err(InvalidWeights::DuplicateNode { node: twins[0].0.clone() });
         }
         let (names, weights): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
-        Ok(Self {
-            names: names.into(),
-            weights: weights.into(),
-        })
+        Ok(Self { names: names.into(), weights: weights.into() })
     }
 
     /// Iterates over nodes and weights in order of name.
@@ -126,10 +117,7 @@ impl NodeWeights {
 
     /// Returns the sum of all weights.
     pub fn total(&self) -> u64 {
-        self.weights
-            .iter()
-            .map(|weight| u64::from(weight.get()))
-            .sum()
+        self.weights.iter().map(|weight| u64::from(weight.get())).sum()
     }
 }
 
@@ -168,22 +156,12 @@ mod tests {
     use super::*;
 
     fn nodes(names: &[&str]) -> Result<NodeWeights, InvalidWeights> {
-        NodeWeights::new(
-            names
-                .iter()
-                .map(|name| (NodeId::new(name).unwrap(), Weight::MIN)),
-        )
+        NodeWeights::new(names.iter().map(|name| (NodeId::new(name).unwrap(), Weight::MIN)))
     }
 
     #[test]
     fn zero_and_seventeen_bits_are_no_weights() {
-        for (value, expected) in [
-            (0, false),
-            (1, true),
-            (65_535, true),
-            (65_536, false),
-            (u64::MAX, false),
-        ] {
+        for (value, expected) in [(0, false), (1, true), (65_535, true), (65_536, false), (u64::MAX, false)] {
             assert_eq!(Weight::new(value).is_ok(), expected, "{value}");
         }
     }
@@ -191,32 +169,15 @@ mod tests {
     #[test]
     fn order_of_insertion_is_forgotten() {
         assert_eq!(nodes(&["b", "a", "c"]), nodes(&["c", "b", "a"]));
-        assert_eq!(
-            nodes(&["b", "a"])
-                .unwrap()
-                .iter()
-                .next()
-                .unwrap()
-                .0
-                .as_str(),
-            "a"
-        );
+        assert_eq!(nodes(&["b", "a"]).unwrap().iter().next().unwrap().0.as_str(), "a");
     }
 
     #[test]
     fn empty_twice_named_and_oversized_maps_are_refused() {
         assert_eq!(nodes(&[]), Err(InvalidWeights::Empty));
-        assert_eq!(
-            nodes(&["a", "b", "a"]),
-            Err(InvalidWeights::DuplicateNode {
-                node: NodeId::new("a").unwrap()
-            })
-        );
-        let many = |count: usize| {
-            NodeWeights::new(
-                (0..count).map(|n| (NodeId::new(&format!("n{n}")).unwrap(), Weight::MAX)),
-            )
-        };
+        assert_eq!(nodes(&["a", "b", "a"]), Err(InvalidWeights::DuplicateNode { node: NodeId::new("a").unwrap() }));
+        let many =
+            |count: usize| NodeWeights::new((0..count).map(|n| (NodeId::new(&format!("n{n}")).unwrap(), Weight::MAX)));
         assert_eq!(many(NODES_MAX).unwrap().len(), NODES_MAX);
         assert_eq!(many(NODES_MAX + 1), Err(InvalidWeights::TooManyNodes));
     }

@@ -1,9 +1,9 @@
 //! `rtc-server`: quick main until args land.
-use std::num::NonZeroUsize;
-use std::time::Duration;
 use rtc_server::node::Node;
 use rtc_server::shard::{Driver, OpeningRules, OutboxLimits, SessionLimits, Settings};
 use rtc_server::store::StoreLimits;
+use std::num::NonZeroUsize;
+use std::time::Duration;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -25,7 +25,13 @@ fn main() -> anyhow::Result<()> {
         stall_timeout: Duration::from_secs(10),
         session: SessionLimits { outbox: OutboxLimits { bytes: 1 << 20, messages: 4096 }, ack_wait_ms: 1000 },
         message_ttl_ms: 900_000,
-        store: StoreLimits { recipient_bytes: 4 << 20, recipient_messages: 10_000, sender_bytes: 64 << 20, total_bytes: 256 << 20, memory_ms: 900_000 },
+        store: StoreLimits {
+            recipient_bytes: 4 << 20,
+            recipient_messages: 10_000,
+            sender_bytes: 64 << 20,
+            total_bytes: 256 << 20,
+            memory_ms: 900_000,
+        },
         connections_max: 1_000_000,
         accepts_per_second: 50_000,
     };

@@ -142,8 +142,7 @@ mod tests {
                     Envelope { msg_id, from, to, field: PayloadField::Payload, payload, ts_ms: 1_700_000_000_000 };
                 let mut frame = Vec::new();
                 envelope.write_frame(&mut frame, 42);
-                let header = websocket::header_bytes(frame.len() - 2);
-                let value: sonic_rs::Value = sonic_rs::from_slice(&frame[header..]).unwrap();
+                let value: sonic_rs::Value = sonic_rs::from_slice(text_of_frame(&frame)).unwrap();
                 use sonic_rs::{JsonContainerTrait, JsonValueTrait};
                 assert_eq!(value["type"].as_str(), Some("message"));
                 assert_eq!(value["msgId"].as_str(), Some(msg_id));

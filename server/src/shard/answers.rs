@@ -27,9 +27,10 @@ impl Answers {
     /// The answers in order.
     pub fn iter(&self) -> impl Iterator<Item = (Origin, &str, AckStatus)> {
         let ends = self.items.iter().skip(1).map(|(_, _, start)| *start).chain([self.msg_ids.len()]);
-        self.items.iter().zip(ends).map(|((origin, status, start), end)| {
-            (*origin, self.msg_ids.get(*start..end).unwrap_or_default(), *status)
-        })
+        self.items
+            .iter()
+            .zip(ends)
+            .map(|((origin, status, start), end)| (*origin, self.msg_ids.get(*start..end).unwrap_or_default(), *status))
     }
 
     /// Forgets all of them.

@@ -92,7 +92,8 @@ impl State {
         if let Some(held) = held {
             let patience = if is_overdue { Patience::Spent } else { Patience::Fresh };
             self.take_input(key, held.buf, held.start, patience);
-            let again = self.connections.get_mut(key).and_then(|connection| connection.active.as_deref_mut()?.held.as_mut());
+            let again =
+                self.connections.get_mut(key).and_then(|connection| connection.active.as_deref_mut()?.held.as_mut());
             if let Some(again) = again {
                 again.since = since;
             }

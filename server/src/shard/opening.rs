@@ -155,9 +155,8 @@ fn login(request: &Request<'_>, upgrade: &Upgrade<'_>) -> Result<Login, Refusal>
         let (name, value) = pair.map_err(Refusal::Query)?;
         match &*name {
             "clientId" => {
-                let id = ClientId::try_from(&*value).map_err(|_| {
-                    Refusal::Parameter("clientId is not 1 to 128 bytes without control characters")
-                })?;
+                let id = ClientId::try_from(&*value)
+                    .map_err(|_| Refusal::Parameter("clientId is not 1 to 128 bytes without control characters"))?;
                 client_id = Some(id);
             }
             "resumeOffset" => {
@@ -186,9 +185,10 @@ fn flag(value: &str) -> Option<bool> {
 /// A browser names the site whose script connects: another site's must not use this user's network position.
 fn check_origin(request: &Request<'_>, rules: &OpeningRules) -> Result<(), Refusal> {
     let Some(origin) = request.origin() else { return Ok(()) };
-    let is_own = origin.split_once("://").is_some_and(|(_, authority)| {
-        request.host().is_some_and(|host| authority.eq_ignore_ascii_case(host))
-    });
-    let is_allowed = || rules.allowed_origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin));
+    let is_own = origin
+        .split_once("://")
+        .is_some_and(|(_, authority)| request.host().is_some_and(|host| authority.eq_ignore_ascii_case(host)));
+    let is_allowed =
+        || rules.allowed_origins.iter().any(|allowed| allowed == "*" || allowed.eq_ignore_ascii_case(origin));
     if is_own || is_allowed() { Ok(()) } else { Err(Refusal::Origin) }
 }

@@ -102,7 +102,8 @@ impl Outbox {
         let before = self.frames.len();
         kept.write_frame(&mut self.frames);
         let frame_bytes = u32::try_from(self.frames.len() - before).expect("a message is far below 4 GiB");
-        self.entries.push_back(Entry { frame_bytes, ..Entry::new(kept.offset, kept.identity, kept.ts_ms, kept.expires_ms) });
+        self.entries
+            .push_back(Entry { frame_bytes, ..Entry::new(kept.offset, kept.identity, kept.ts_ms, kept.expires_ms) });
         self.stored += 1;
     }
 
@@ -209,8 +210,8 @@ impl Outbox {
     /// Hands the messages that the store does not hold yet, and that are older than `accepted_before`, to `store`,
     /// oldest first, with the message's name and its sender: from here on they count as stored.
     pub fn spill(&mut self, accepted_before: u64, mut store: impl FnMut(Kept, Option<(Origin, &str)>)) -> usize {
-        let mut at = self.start
-            + self.entries.iter().take(self.stored).map(|entry| entry.frame_bytes as usize).sum::<usize>();
+        let mut at =
+            self.start + self.entries.iter().take(self.stored).map(|entry| entry.frame_bytes as usize).sum::<usize>();
         let first = self.stored;
         for entry in self.entries.iter_mut().skip(first) {
             if entry.ts_ms >= accepted_before {

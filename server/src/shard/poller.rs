@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use monoio::net::TcpStream;
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use super::slab::Key;
 
@@ -27,12 +27,7 @@ pub(super) enum Ready {
     /// There is mail.
     Mailbox,
     /// A socket.
-    Socket {
-        key: Key,
-        is_readable: bool,
-        is_writable: bool,
-        is_hung_up: bool,
-    },
+    Socket { key: Key, is_readable: bool, is_writable: bool, is_hung_up: bool },
 }
 
 /// A shard's set of descriptors.

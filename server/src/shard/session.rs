@@ -346,25 +346,13 @@ impl Session {
     }
 
     /// The client has everything up to `offset`.
-    pub fn on_ack_offset(
-        &mut self,
-        offset: u64,
-        store: &mut impl Store,
-        now_ms: u64,
-        answers: &mut Answers,
-    ) {
+    pub fn on_ack_offset(&mut self, offset: u64, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
         self.receiver_acks = true;
         self.finish(store, now_ms, AckStatus::Delivered, answers, |outbox| outbox.pop_acked(offset));
     }
 
     /// The client has this one message. Of two with the same name from different senders the older is meant.
-    pub fn on_ack_message(
-        &mut self,
-        escaped_msg_id: &str,
-        store: &mut impl Store,
-        now_ms: u64,
-        answers: &mut Answers,
-    ) {
+    pub fn on_ack_message(&mut self, escaped_msg_id: &str, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
         self.receiver_acks = true;
         let Some(delivery) = self.delivery.as_deref_mut() else { return };
         delivery.outbox.ack_message(|msg_id| msg_id == escaped_msg_id);
@@ -401,13 +389,7 @@ impl Session {
     }
 
     /// Gives the store what the recipient has left unacknowledged for `ack_wait`, and tells the senders.
-    pub fn spill_overdue(
-        &mut self,
-        store: &mut impl Store,
-        limits: SessionLimits,
-        now_ms: u64,
-        answers: &mut Answers,
-    ) {
+    pub fn spill_overdue(&mut self, store: &mut impl Store, limits: SessionLimits, now_ms: u64, answers: &mut Answers) {
         self.spill(store, now_ms.saturating_sub(limits.ack_wait_ms), now_ms, answers);
     }
 
@@ -428,9 +410,7 @@ impl Session {
     /// Frees what a quiet session need not keep: an empty outbox and names nobody has repeated for `quiet_ms`.
     pub fn rest(&mut self, quiet_ms: u64, now_ms: u64) {
         let is_quiet = self.delivery.as_ref().is_some_and(|delivery| {
-            delivery.outbox.is_empty()
-                && !delivery.is_behind
-                && now_ms.saturating_sub(delivery.moved_ms) >= quiet_ms
+            delivery.outbox.is_empty() && !delivery.is_behind && now_ms.saturating_sub(delivery.moved_ms) >= quiet_ms
         });
         if is_quiet {
             self.delivery = None;

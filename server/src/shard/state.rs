@@ -350,7 +350,8 @@ impl State {
 
     /// The session of a client that is logged in here.
     pub fn find_session(&self, hash: u64, client: &str) -> Option<Key> {
-        let is_it = |index: &u32| self.sessions.peek(*index).is_some_and(|(_, session)| session.id().as_str() == client);
+        let is_it =
+            |index: &u32| self.sessions.peek(*index).is_some_and(|(_, session)| session.id().as_str() == client);
         let index = *self.by_client.find(hash, is_it)?;
         self.sessions.peek(index).map(|(key, _)| key)
     }

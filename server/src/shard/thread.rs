@@ -145,9 +145,14 @@ async fn turns(parts: Parts) -> io::Result<()> {
 }
 
 fn tick_timer() -> io::Result<OwnedFd> {
-    let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let timer =
+        rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
     let tick = Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
-    rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: tick, it_value: tick })?;
+    rustix::time::timerfd_settime(
+        &timer,
+        TimerfdTimerFlags::empty(),
+        &Itimerspec { it_interval: tick, it_value: tick },
+    )?;
     Ok(timer)
 }
 
@@ -326,23 +331,21 @@ impl Shard {
                 let hash = state.hash_of(client_id.as_str());
                 let _ = reply.try_send(state.look(&client_id, hash));
             }
-            Order::Publish { mut posted, reply, index } => {
-                match state.publishers.expect(reply.clone(), index) {
-                    Some(number) => {
-                        posted.origin = super::origin::Origin::publisher(number);
-                        posted.wants_ack = true;
-                        posted.ts_ms = state.clock.wall_ms;
-                        state.counters.messages_in.add(1);
-                        state.on_message(&posted);
-                        state.send_answers();
-                    }
-                    None => {
-                        state.counters.dropped_overloaded.add(1);
-                        let outcome = Err((crate::protocol::ErrorCode::Overloaded, "too many publishers wait"));
-                        let _ = reply.try_send(crate::publish::Published { index, outcome });
-                    }
+            Order::Publish { mut posted, reply, index } => match state.publishers.expect(reply.clone(), index) {
+                Some(number) => {
+                    posted.origin = super::origin::Origin::publisher(number);
+                    posted.wants_ack = true;
+                    posted.ts_ms = state.clock.wall_ms;
+                    state.counters.messages_in.add(1);
+                    state.on_message(&posted);
+                    state.send_answers();
                 }
-            }
+                None => {
+                    state.counters.dropped_overloaded.add(1);
+                    let outcome = Err((crate::protocol::ErrorCode::Overloaded, "too many publishers wait"));
+                    let _ = reply.try_send(crate::publish::Published { index, outcome });
+                }
+            },
         });
     }
 
