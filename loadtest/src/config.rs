@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     args::{Args, Scenario, Span},
-    payload::{ECHO_BYTES_MIN, MESSAGE_BYTES_MIN},
+    payload::{ECHO_BYTES_MIN, ECHO_CONNECTIONS_MAX, MESSAGE_BYTES_MIN},
     schedule::Rate,
     targets::{Pacing, Target},
 };
 
 const CONNECTIONS_MAX: u32 = 16_000_000;
+const _: () = assert!(CONNECTIONS_MAX < ECHO_CONNECTIONS_MAX);
 const DEPTH_MAX: u32 = 4096;
 const PROCESSES_MAX: u32 = 256;
 const THREADS_MAX: u32 = 256;

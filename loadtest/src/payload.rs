@@ -8,10 +8,15 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::clock::Nanos;
 
-/// The smallest echo payload: sequence, connection, checksum.
+/// The smallest echo payload: one word of identity, one of checksum.
 pub(crate) const ECHO_BYTES_MIN: usize = 16;
 
-/// An echo payload: `sequence: u32 LE, connection: u32 LE, xxh3(the rest, seed): u64 LE, filling`.
+/// Bits of the stamp's first word that hold the sequence; the connection has the rest.
+const ECHO_SEQUENCE_BITS: u32 = 40;
+/// Connections an echo stamp can tell apart.
+pub(crate) const ECHO_CONNECTIONS_MAX: u32 = 1 << (64 - ECHO_SEQUENCE_BITS);
+
+/// An echo payload: `connection << 40 | sequence: u64 LE`, a checksum of that word: `u64 LE`, a constant filling.
 #[derive(Debug)]
 pub(crate) struct EchoStamp {
     payload: Vec<u8>,
@@ -29,30 +34,27 @@ impl EchoStamp {
     }
 
     /// The payload of message `sequence` of `connection`.
-    pub(crate) fn compose(&mut self, connection: u32, sequence: u32) -> &[u8] {
-        self.payload[0..4].copy_from_slice(&sequence.to_le_bytes());
-        self.payload[4..8].copy_from_slice(&connection.to_le_bytes());
-        let checksum = mix(connection, sequence, self.seed);
-        self.payload[8..16].copy_from_slice(&checksum.to_le_bytes());
+    pub(crate) fn compose(&mut self, connection: u32, sequence: u64) -> &[u8] {
+        debug_assert!(connection < ECHO_CONNECTIONS_MAX);
+        let word = u64::from(connection) << ECHO_SEQUENCE_BITS | sequence & ((1 << ECHO_SEQUENCE_BITS) - 1);
+        self.payload[0..8].copy_from_slice(&word.to_le_bytes());
+        self.payload[8..16].copy_from_slice(&finalize(word ^ self.seed).to_le_bytes());
         &self.payload
     }
 
     /// The connection and sequence of a payload that came back, or `None` if any byte of it changed.
-    pub(crate) fn verify(&self, payload: &[u8]) -> Option<(u32, u32)> {
-        let (head, filling) = payload.split_first_chunk::<ECHO_BYTES_MIN>()?;
-        let sequence = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
-        let connection = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-        let is_whole = head[8..] == mix(connection, sequence, self.seed).to_le_bytes()
+    pub(crate) fn verify(&self, payload: &[u8]) -> Option<(u32, u64)> {
+        let (&word, rest) = payload.split_first_chunk::<8>()?;
+        let (&checksum, filling) = rest.split_first_chunk::<8>()?;
+        let word = u64::from_le_bytes(word);
+        let is_whole = u64::from_le_bytes(checksum) == finalize(word ^ self.seed)
             && filling == &self.payload[ECHO_BYTES_MIN..];
-        is_whole.then_some((connection, sequence))
+        let connection = u32::try_from(word >> ECHO_SEQUENCE_BITS).ok()?;
+        is_whole.then_some((connection, word & ((1 << ECHO_SEQUENCE_BITS) - 1)))
     }
 }
 
-/// A 64-bit checksum of an echo payload's head (splitmix64's finalizer). The filling is compared byte for byte.
-fn mix(connection: u32, sequence: u32, seed: u64) -> u64 {
-    finalize((u64::from(connection) << 32 | u64::from(sequence)) ^ seed)
-}
-
+/// The finalizer of splitmix64: every bit of the result depends on every bit of `value`.
 fn finalize(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -103,7 +105,8 @@ impl RunId {
 }
 
 const CLIENT_ID_BYTES: usize = 20;
-const MSG_ID_BYTES: usize = 17;
+const SEQUENCE_DIGITS: usize = 10;
+const MSG_ID_BYTES: usize = 8 + 1 + SEQUENCE_DIGITS;
 
 // The message around its variable fields, each of fixed width:
 // {"type":"message","msgId":"<sender>-<sequence>","toClientId":"<id>","payload":"<run>.<sender>.<sequence>.<due>.<late>.<filling>.<checksum>"}
@@ -120,7 +123,7 @@ const PAYLOAD_AT: usize = TO_AT + CLIENT_ID_BYTES + BEFORE_PAYLOAD.len();
 const RUN_AT: usize = 0;
 const SENDER_AT: usize = RUN_AT + 8 + 1;
 const SEQUENCE_AT: usize = SENDER_AT + 8 + 1;
-const DUE_AT: usize = SEQUENCE_AT + 8 + 1;
+const DUE_AT: usize = SEQUENCE_AT + SEQUENCE_DIGITS + 1;
 const DUE_DIGITS: usize = 14;
 const LATE_AT: usize = DUE_AT + DUE_DIGITS + 1;
 const LATE_DIGITS: usize = 8;
@@ -135,7 +138,7 @@ pub(crate) const MESSAGE_BYTES_MIN: usize = PAYLOAD_AT + STAMP_BYTES_MIN + AFTER
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) sender: ClientIndex,
-    pub(crate) sequence: u32,
+    pub(crate) sequence: u64,
     /// When the message was due, on the sender's clock.
     pub(crate) due: Nanos,
     /// How long after that it left; saturates at 4.3 s.
@@ -156,11 +159,11 @@ impl MessageTemplate {
         let mut random = Random::new(seed);
         let mut text = Vec::with_capacity(bytes);
         text.extend_from_slice(BEFORE_MSG_ID.as_bytes());
-        text.extend_from_slice(b"00000000-00000000");
+        text.extend_from_slice(b"00000000-0000000000");
         text.extend_from_slice(BEFORE_TO.as_bytes());
         text.extend_from_slice(run.client_id(ClientIndex(0)).as_bytes());
         text.extend_from_slice(BEFORE_PAYLOAD.as_bytes());
-        text.extend_from_slice(format!("{:08x}.00000000.00000000.00000000000000.00000000.", run.0).as_bytes());
+        text.extend_from_slice(format!("{:08x}.00000000.0000000000.00000000000000.00000000.", run.0).as_bytes());
         let filling_bytes = bytes - MESSAGE_BYTES_MIN;
         // Letters only: they need no escape, and a shifted or torn copy does not look like the original.
         text.extend((0..filling_bytes).map(|_| b'a' + random.next_u64().to_le_bytes()[0] % 26));
@@ -174,13 +177,13 @@ impl MessageTemplate {
     pub(crate) fn compose(&mut self, stamp: Stamp, recipient: ClientIndex) -> &[u8] {
         let text = self.text.as_mut_slice();
         write_hex(&mut text[MSG_ID_AT..MSG_ID_AT + 8], u64::from(stamp.sender.0));
-        write_hex(&mut text[MSG_ID_AT + 9..MSG_ID_AT + 17], u64::from(stamp.sequence));
+        write_hex(&mut text[MSG_ID_AT + 9..MSG_ID_AT + MSG_ID_BYTES], stamp.sequence);
         let index_at = TO_AT + CLIENT_ID_BYTES - 8;
         write_hex(&mut text[index_at..index_at + 8], u64::from(recipient.0));
         let end = text.len() - AFTER_PAYLOAD.len();
         let payload = &mut text[PAYLOAD_AT..end];
         write_hex(&mut payload[SENDER_AT..SENDER_AT + 8], u64::from(stamp.sender.0));
-        write_hex(&mut payload[SEQUENCE_AT..SEQUENCE_AT + 8], u64::from(stamp.sequence));
+        write_hex(&mut payload[SEQUENCE_AT..SEQUENCE_AT + SEQUENCE_DIGITS], stamp.sequence);
         write_hex(&mut payload[DUE_AT..DUE_AT + DUE_DIGITS], stamp.due);
         write_hex(&mut payload[LATE_AT..LATE_AT + LATE_DIGITS], u64::from(stamp.late));
         let (body, checksum) = payload.split_at_mut(payload.len() - CHECKSUM_DIGITS);
@@ -202,7 +205,7 @@ impl MessageTemplate {
         }
         Some(Stamp {
             sender: ClientIndex(read_hex_u32(&body[SENDER_AT..SENDER_AT + 8])?),
-            sequence: read_hex_u32(&body[SEQUENCE_AT..SEQUENCE_AT + 8])?,
+            sequence: read_hex(&body[SEQUENCE_AT..SEQUENCE_AT + SEQUENCE_DIGITS])?,
             due: read_hex(&body[DUE_AT..DUE_AT + DUE_DIGITS])?,
             late: read_hex_u32(&body[LATE_AT..LATE_AT + LATE_DIGITS])?,
         })
@@ -210,11 +213,11 @@ impl MessageTemplate {
 }
 
 /// The sequence in a `msgId` of `sender`, or `None` if it is no message of theirs.
-pub(crate) fn sequence_of(msg_id: &[u8], sender: ClientIndex) -> Option<u32> {
+pub(crate) fn sequence_of(msg_id: &[u8], sender: ClientIndex) -> Option<u64> {
     if msg_id.len() != MSG_ID_BYTES || msg_id[8] != b'-' || read_hex_u32(&msg_id[..8])? != sender.0 {
         return None;
     }
-    read_hex_u32(&msg_id[9..])
+    read_hex(&msg_id[9..])
 }
 
 fn checksum_of(body: &[u8]) -> u64 {
@@ -254,7 +257,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_echo_reads_back(bytes in ECHO_BYTES_MIN..200, connection: u32, sequence: u32) {
+        fn an_echo_reads_back(bytes in ECHO_BYTES_MIN..200, connection in 0..ECHO_CONNECTIONS_MAX, sequence in 0u64..1 << 40) {
             let mut stamp = EchoStamp::new(bytes, SEED);
             let payload = stamp.compose(connection, sequence).to_vec();
             prop_assert_eq!(payload.len(), bytes);
@@ -270,7 +273,7 @@ mod tests {
         }
 
         #[test]
-        fn a_message_reads_back(bytes in MESSAGE_BYTES_MIN..400, sender: u32, sequence: u32, due in 0u64..1 << 56, late: u32) {
+        fn a_message_reads_back(bytes in MESSAGE_BYTES_MIN..400, sender: u32, sequence in 0u64..1 << 40, due in 0u64..1 << 56, late: u32) {
             let mut template = MessageTemplate::new(bytes, RunId(7), SEED);
             let stamp = Stamp { sender: ClientIndex(sender), sequence, due, late };
             let text = template.compose(stamp, ClientIndex(9)).to_vec();
