@@ -3,6 +3,7 @@
 //! What is said is the scenario's business, through [`Conversation`]. Opening connections is in `open.rs`.
 
 pub(crate) mod open;
+mod socket;
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,7 +15,10 @@ use monoio::{
     io::{AsyncReadRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf},
     net::TcpStream,
 };
-use websocket::{CloseCode, Decoder, Event, Opcode, ProtocolError, Role, encode_masked_close, encode_masked_frame};
+use websocket::{
+    CloseCode, Decoder, Event, Opcode, ProtocolError, Role, encode_masked_close,
+    encode_masked_frame,
+};
 
 use crate::{
     clock::{Clock, Nanos},
@@ -38,17 +42,31 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     fn new(seed: u64) -> Self {
-        Self { queued: Vec::new(), spare: Vec::new(), random: Random::new(seed) }
+        Self {
+            queued: Vec::new(),
+            spare: Vec::new(),
+            random: Random::new(seed),
+        }
     }
 
     /// Queues a text message.
     pub(crate) fn text(&mut self, payload: &[u8]) {
-        encode_masked_frame(&mut self.queued, Opcode::Text, payload, self.random.mask_key());
+        encode_masked_frame(
+            &mut self.queued,
+            Opcode::Text,
+            payload,
+            self.random.mask_key(),
+        );
     }
 
     /// Queues a binary message.
     pub(crate) fn binary(&mut self, payload: &[u8]) {
-        encode_masked_frame(&mut self.queued, Opcode::Binary, payload, self.random.mask_key());
+        encode_masked_frame(
+            &mut self.queued,
+            Opcode::Binary,
+            payload,
+            self.random.mask_key(),
+        );
     }
 
     /// Bytes that wait for the write under way to complete.
@@ -63,6 +81,8 @@ pub(crate) struct Sender {
     // Invariant: `None` while a write is in flight, and for good once the connection was closed.
     writer: Cell<Option<OwnedWriteHalf<TcpStream>>>,
     state: Cell<SenderState>,
+    /// A task that will flush was started and has not yet run.
+    is_flush_due: Cell<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +100,7 @@ impl Sender {
             outbox: RefCell::new(Outbox::new(seed)),
             writer: Cell::new(Some(writer)),
             state: Cell::new(SenderState::Open),
+            is_flush_due: Cell::new(false),
         }
     }
 
@@ -93,7 +114,9 @@ impl Sender {
 
     /// Writes what is queued, and what is queued meanwhile. Returns at once if a write is in flight: it takes the rest.
     async fn flush(&self) -> io::Result<()> {
-        let Some(mut writer) = self.writer.take() else { return Ok(()) };
+        let Some(mut writer) = self.writer.take() else {
+            return Ok(());
+        };
         let mut outcome = Ok(());
         while outcome.is_ok() {
             let batch = {
@@ -116,10 +139,12 @@ impl Sender {
 
     /// Starts a write of what is queued unless one is in flight. For callers that cannot wait.
     pub(crate) fn flush_soon(self: &Rc<Self>) {
-        let Some(writer) = self.writer.take() else { return };
-        self.writer.set(Some(writer));
+        if self.is_flush_due.replace(true) {
+            return;
+        }
         let sender = Rc::clone(self);
         monoio::spawn(async move {
+            sender.is_flush_due.set(false);
             // The reading task of the connection meets the same error and reports it.
             let _ = sender.flush().await;
         });
@@ -195,7 +220,10 @@ pub(crate) struct BufferPool(Rc<RefCell<Vec<Vec<u8>>>>);
 
 impl BufferPool {
     fn take(&self) -> Vec<u8> {
-        self.0.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(READ_BUFFER_BYTES))
+        self.0
+            .borrow_mut()
+            .pop()
+            .unwrap_or_else(|| Vec::with_capacity(READ_BUFFER_BYTES))
     }
 
     fn give_back(&self, buffer: Vec<u8>) {
@@ -211,11 +239,21 @@ impl Link {
         use monoio::io::Splitable as _;
         let (reader, writer) = stream.into_split();
         let decoder = Decoder::new(Role::Client, payload_bytes + ENVELOPE_BYTES_MAX);
-        Self { reader, decoder, sender: Rc::new(Sender::new(writer, seed)), surplus }
+        Self {
+            reader,
+            decoder,
+            sender: Rc::new(Sender::new(writer, seed)),
+            surplus,
+        }
     }
 
     /// Holds `conversation` until the connection ends.
-    pub(crate) async fn converse(mut self, mut conversation: impl Conversation, waiting: Waiting, clock: Clock) -> Ending {
+    pub(crate) async fn converse(
+        mut self,
+        mut conversation: impl Conversation,
+        waiting: Waiting,
+        clock: Clock,
+    ) -> Ending {
         let mut input = std::mem::take(&mut self.surplus);
         let ending = loop {
             if !input.is_empty() {
@@ -232,6 +270,8 @@ impl Link {
                     if input.capacity() < READ_BUFFER_BYTES {
                         input = Vec::with_capacity(READ_BUFFER_BYTES);
                     }
+                    // A read starts at byte 0 but never shortens the buffer.
+                    input.clear();
                     self.reader.read(input).await
                 }
                 Waiting::Cold(pool) => self.read_cold(input, pool).await,
@@ -250,14 +290,20 @@ impl Link {
         ending
     }
 
-    async fn read_cold(&mut self, input: Vec<u8>, pool: &BufferPool) -> (io::Result<usize>, Vec<u8>) {
+    async fn read_cold(
+        &mut self,
+        input: Vec<u8>,
+        pool: &BufferPool,
+    ) -> (io::Result<usize>, Vec<u8>) {
         if input.capacity() > 0 {
             pool.give_back(input);
         }
-        if let Err(error) = self.reader.readable(false).await {
+        if let Err(error) = socket::readable(&self.reader).await {
             return (Err(error), Vec::new());
         }
-        let (result, buffer) = self.reader.read(pool.take()).await;
+        let mut buffer = pool.take();
+        buffer.clear();
+        let (result, buffer) = self.reader.read(buffer).await;
         if matches!(result, Ok(bytes) if bytes > 0) {
             return (result, buffer);
         }
@@ -266,7 +312,12 @@ impl Link {
     }
 
     /// Decodes all of `input` and lets `conversation` answer.
-    fn handle(&mut self, input: &mut [u8], conversation: &mut impl Conversation, now: Nanos) -> Result<(), Ending> {
+    fn handle(
+        &mut self,
+        input: &mut [u8],
+        conversation: &mut impl Conversation,
+        now: Nanos,
+    ) -> Result<(), Ending> {
         let mut rest = input;
         let outbox = &mut *self.sender.outbox.borrow_mut();
         loop {
@@ -274,7 +325,9 @@ impl Link {
             let consumed = decoded.consumed;
             match decoded.event {
                 None => break,
-                Some(Event::Text(text)) => conversation.handle_message(text.as_bytes(), now, outbox),
+                Some(Event::Text(text)) => {
+                    conversation.handle_message(text.as_bytes(), now, outbox)
+                }
                 Some(Event::Binary(payload)) => conversation.handle_message(payload, now, outbox),
                 Some(Event::Ping(payload)) => {
                     let key = outbox.random.mask_key();
@@ -282,7 +335,9 @@ impl Link {
                 }
                 Some(Event::Pong(_)) => {}
                 Some(Event::Close(frame)) => {
-                    return Err(Ending::ClosedByServer(frame.map_or(CloseCode::NO_STATUS, |frame| frame.code)));
+                    return Err(Ending::ClosedByServer(
+                        frame.map_or(CloseCode::NO_STATUS, |frame| frame.code),
+                    ));
                 }
             }
             rest = &mut rest[consumed..];
