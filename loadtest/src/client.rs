@@ -174,10 +174,17 @@ pub(crate) struct Link {
     surplus: Vec<u8>,
 }
 
+/// A whole message from the server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Message<'a> {
+    Text(&'a str),
+    Binary(&'a [u8]),
+}
+
 /// What one side of a connection has to say to what it hears.
 pub(crate) trait Conversation {
     /// A whole message arrived; answers go into `outbox` and leave with the others of this read in one write.
-    fn handle_message(&mut self, message: &[u8], now: Nanos, outbox: &mut Outbox);
+    fn handle_message(&mut self, message: Message<'_>, now: Nanos, outbox: &mut Outbox);
 
     /// All messages of one read were handled.
     fn handle_read_end(&mut self, _now: Nanos, _outbox: &mut Outbox) {}
@@ -326,9 +333,11 @@ impl Link {
             match decoded.event {
                 None => break,
                 Some(Event::Text(text)) => {
-                    conversation.handle_message(text.as_bytes(), now, outbox)
+                    conversation.handle_message(Message::Text(text), now, outbox);
                 }
-                Some(Event::Binary(payload)) => conversation.handle_message(payload, now, outbox),
+                Some(Event::Binary(payload)) => {
+                    conversation.handle_message(Message::Binary(payload), now, outbox);
+                }
                 Some(Event::Ping(payload)) => {
                     let key = outbox.random.mask_key();
                     encode_masked_frame(&mut outbox.queued, Opcode::Pong, payload, key);

@@ -189,6 +189,10 @@ impl TryFrom<Args> for Config {
             .collect::<Result<Vec<_>>>()?;
         ensure!(!servers.is_empty(), "--url is empty: write ws://HOST:PORT");
         let connections = within("--connections", args.connections, 1, CONNECTIONS_MAX)?;
+        ensure!(
+            scenario != Scenario::P2p || connections.is_multiple_of(2),
+            "--connections {connections} is odd: the clients of p2p talk in pairs"
+        );
         let load = load(&args)?;
         let payload_bytes = payload(&args, scenario)?;
         let processes = within("--processes", args.processes, 1, PROCESSES_MAX)?;
@@ -421,7 +425,8 @@ mod tests {
             ("echo --rate 0", "--rate 0"),
             ("echo --payload 8", "--payload 8"),
             ("p2p --payload 100", "--payload 100"),
-            ("p2p --connections 3 --threads 2", "--connections 3"),
+            ("p2p --connections 3", "--connections 3"),
+            ("p2p --connections 2 --threads 2", "--connections 2"),
             ("idle --rate 5", "--rate means nothing to idle"),
             ("idle --depth 5", "--depth means nothing to idle"),
             ("echo --hold", "--hold means nothing to echo"),

@@ -160,6 +160,11 @@ impl Stream {
         self.received.missing_from_both(&self.refused, self.sent)
     }
 
+    /// How many messages are neither confirmed nor refused.
+    pub(crate) fn unconfirmed(&self) -> u64 {
+        self.accepted.missing_from_both(&self.refused, self.sent)
+    }
+
     /// Adds this stream to the account of the run, in which what is still outstanding is lost.
     pub(crate) fn close_into(&self, ledger: &mut Ledger, acks: Acks) {
         ledger.sent += self.sent;
@@ -170,7 +175,7 @@ impl Stream {
         ledger.refused += self.refused.len();
         if acks == Acks::Requested {
             ledger.accepted += self.accepted.len();
-            ledger.unconfirmed += self.accepted.missing_from_both(&self.refused, self.sent);
+            ledger.unconfirmed += self.unconfirmed();
         }
     }
 }

@@ -98,7 +98,7 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    fn is_measured(&self, at: Nanos) -> bool {
+    pub(crate) fn is_measured(&self, at: Nanos) -> bool {
         (self.measure..self.end).contains(&at)
     }
 }

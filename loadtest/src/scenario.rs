@@ -120,8 +120,23 @@ fn opener(context: &Context, greeting: Greeting, leaving: Leaving) -> Rc<Opener>
     ))
 }
 
-/// The query with which virtual client `index` connects under the client protocol.
-fn connect_query(context: &Context) -> Rc<dyn Fn(u32) -> String> {
+/// What follows the server's path when virtual client so-and-so connects.
+type Query = Rc<dyn Fn(u32) -> String>;
+
+/// True unless the server only echoes, and so knows no client ids and says no welcome.
+fn is_session(context: &Context) -> bool {
+    !context
+        .config
+        .servers
+        .iter()
+        .any(|server| server.path == "/ws/echo")
+}
+
+/// Under the client protocol: the client's id and what it asks of the session.
+fn connect_query(context: &Context) -> Query {
+    if !is_session(context) {
+        return Rc::new(|_| String::new());
+    }
     let run = RunId::from_seed(context.config.seed);
     let acks = if context.config.sender_acks {
         "&acks=1"
@@ -147,7 +162,7 @@ async fn open_clients(
     context: &Context,
     desk: &Rc<Desk>,
     greeting: Greeting,
-    query: Rc<dyn Fn(u32) -> String>,
+    query: Query,
     each: impl Fn(u32, Link) + 'static,
 ) -> io::Result<()> {
     let opener = opener(context, greeting, Leaving::Gracefully);

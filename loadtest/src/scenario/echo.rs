@@ -7,7 +7,7 @@ use super::{
     talk::{Caller, Departure, Departures, Seat, seat, talk},
 };
 use crate::{
-    client::{Outbox, open::Greeting},
+    client::{Message, Outbox, open::Greeting},
     clock::Nanos,
     ledger::{Acks, Stream},
     payload::EchoStamp,
@@ -91,8 +91,8 @@ impl EchoClient {
     }
 
     /// Enters an arrival into the ledger.
-    fn account(&mut self, message: &[u8], now: Nanos) {
-        let verified = self.stamp.borrow().verify(message);
+    fn account(&mut self, payload: &[u8], now: Nanos) {
+        let verified = self.stamp.borrow().verify(payload);
         let Some((index, sequence)) = verified else {
             self.desk.tally.borrow_mut().ledger.corrupt += 1;
             return;
@@ -132,9 +132,13 @@ impl Caller for EchoClient {
         }
     }
 
-    fn receive(&mut self, message: &[u8], now: Nanos, _outbox: &mut Outbox) {
+    fn receive(&mut self, message: Message<'_>, now: Nanos, _outbox: &mut Outbox) {
         self.arrived += 1;
-        self.account(message, now);
+        match message {
+            Message::Binary(payload) => self.account(payload, now),
+            // Never sent, so not what was sent.
+            Message::Text(_) => self.desk.tally.borrow_mut().ledger.corrupt += 1,
+        }
     }
 
     fn finish_read(&mut self, now: Nanos, outbox: &mut Outbox) {

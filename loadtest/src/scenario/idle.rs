@@ -2,10 +2,12 @@
 
 use std::{io, rc::Rc, time::Duration};
 
-use super::{Desk, GOODBYE_MAX, connect_query, open_clients, wait_until};
+use super::{Desk, GOODBYE_MAX, connect_query, is_session, open_clients, wait_until};
 use crate::{
-    client::{BufferPool, Conversation, Ending, Outbox, Sender, Waiting, open::Greeting},
-    clock::Nanos,
+    client::{
+        BufferPool, Conversation, Ending, Link, Message, Outbox, Sender, Waiting, open::Greeting,
+    },
+    clock::{Clock, Nanos},
     tally::{Tally, count},
     worker::Context,
 };
@@ -16,38 +18,19 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let desk = Desk::new();
     let pool = BufferPool::default();
     let senders: Rc<std::cell::RefCell<Vec<Rc<Sender>>>> = Rc::default();
-    // A server that only echoes can be held idle too.
-    let is_session = !context
-        .config
-        .servers
-        .iter()
-        .any(|server| server.path == "/ws/echo");
-    let (greeting, query) = if is_session {
-        (Greeting::Welcome, connect_query(context))
+    let greeting = if is_session(context) {
+        Greeting::Welcome
     } else {
-        (
-            Greeting::None,
-            Rc::new(|_| String::new()) as Rc<dyn Fn(u32) -> String>,
-        )
+        Greeting::None
     };
     let each = {
         let (desk, senders, clock) = (Rc::clone(&desk), Rc::clone(&senders), context.clock);
-        move |_, link: crate::client::Link| {
+        move |_, link: Link| {
             senders.borrow_mut().push(Rc::clone(&link.sender));
-            desk.live.set(desk.live.get() + 1);
-            let (desk, pool) = (Rc::clone(&desk), pool.clone());
-            monoio::spawn(async move {
-                let ending = link
-                    .converse(Silence(Rc::clone(&desk)), Waiting::Cold(pool), clock)
-                    .await;
-                desk.live.set(desk.live.get() - 1);
-                if ending != Ending::Closed {
-                    count(&mut desk.tally.borrow_mut().endings, &ending.to_string());
-                }
-            });
+            hold(&desk, link, &pool, clock);
         }
     };
-    open_clients(context, &desk, greeting, query, each).await?;
+    open_clients(context, &desk, greeting, connect_query(context), each).await?;
     let Some(window) = context.ready().await? else {
         return Ok(desk.finish());
     };
@@ -66,11 +49,26 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     Ok(desk.finish())
 }
 
+/// Keeps `link` open, and its pings answered, until one side closes it.
+pub(super) fn hold(desk: &Rc<Desk>, link: Link, pool: &BufferPool, clock: Clock) {
+    desk.live.set(desk.live.get() + 1);
+    let (desk, waiting) = (Rc::clone(desk), Waiting::Cold(pool.clone()));
+    monoio::spawn(async move {
+        let ending = link
+            .converse(Silence(Rc::clone(&desk)), waiting, clock)
+            .await;
+        desk.live.set(desk.live.get() - 1);
+        if ending != Ending::Closed {
+            count(&mut desk.tally.borrow_mut().endings, &ending.to_string());
+        }
+    });
+}
+
 /// Hears and says nothing; what arrives unasked is counted as received.
 struct Silence(Rc<Desk>);
 
 impl Conversation for Silence {
-    fn handle_message(&mut self, _message: &[u8], now: Nanos, _outbox: &mut Outbox) {
+    fn handle_message(&mut self, _message: Message<'_>, now: Nanos, _outbox: &mut Outbox) {
         self.0.received.set(self.0.received.get() + 1);
         self.0.recorder.borrow_mut().record_arrivals(1, now);
     }

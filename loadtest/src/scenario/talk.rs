@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::VecDeque, io, rc::Rc, time::Duration};
 
 use super::{Desk, GOODBYE_MAX, wait_until};
 use crate::{
-    client::{Conversation, Ending, Link, Outbox, Sender, Waiting},
+    client::{Conversation, Ending, Link, Message, Outbox, Sender, Waiting},
     clock::{Clock, Nanos},
     config::Load,
     recorder::Window,
@@ -31,7 +31,7 @@ pub(super) trait Caller: 'static {
     fn send(&mut self, due: Nanos, now: Nanos, outbox: &mut Outbox);
 
     /// A message arrived.
-    fn receive(&mut self, message: &[u8], now: Nanos, outbox: &mut Outbox);
+    fn receive(&mut self, message: Message<'_>, now: Nanos, outbox: &mut Outbox);
 
     /// All messages of one read were received.
     fn finish_read(&mut self, now: Nanos, outbox: &mut Outbox);
@@ -46,7 +46,7 @@ pub(super) struct Seat<C> {
 struct Listening<C>(Rc<RefCell<C>>);
 
 impl<C: Caller> Conversation for Listening<C> {
-    fn handle_message(&mut self, message: &[u8], now: Nanos, outbox: &mut Outbox) {
+    fn handle_message(&mut self, message: Message<'_>, now: Nanos, outbox: &mut Outbox) {
         self.0.borrow_mut().receive(message, now, outbox);
     }
 
