@@ -55,23 +55,23 @@ pub struct Refusal<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
     #[serde(borrow, rename = "type")]
-    kind: Cow<'a, str>,
+    pub(super) kind: Cow<'a, str>,
     #[serde(borrow, default)]
-    msg_id: Option<Cow<'a, str>>,
+    pub(super) msg_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    to_client_id: Option<Cow<'a, str>>,
+    pub(super) to_client_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    payload_json: Option<LazyValue<'a>>,
+    pub(super) payload_json: Option<LazyValue<'a>>,
     #[serde(borrow, default)]
-    payload: Option<LazyValue<'a>>,
+    pub(super) payload: Option<LazyValue<'a>>,
     #[serde(borrow, default)]
-    ack: Option<LazyValue<'a>>,
+    pub(super) ack: Option<LazyValue<'a>>,
     #[serde(default)]
-    ttl_ms: Option<u64>,
+    pub(super) ttl_ms: Option<u64>,
     #[serde(default)]
-    offset: Option<u64>,
+    pub(super) offset: Option<u64>,
 }
 
 /// Reads one text message of a client. `payload_bytes_max` caps the payload.
@@ -100,7 +100,7 @@ pub fn parse(text: &str, payload_bytes_max: usize) -> Result<ClientRequest<'_>, 
     }
 }
 
-fn parse_message(fields: Fields<'_>, payload_bytes_max: usize) -> Result<Outgoing<'_>, Refusal<'_>> {
+pub(super) fn parse_message(fields: Fields<'_>, payload_bytes_max: usize) -> Result<Outgoing<'_>, Refusal<'_>> {
     let msg_id = fields.msg_id;
     let refuse = |code, reason, msg_id| Err(Refusal { code, reason, msg_id });
     if msg_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > MSG_ID_BYTES_MAX) {
@@ -133,7 +133,7 @@ fn parse_message(fields: Fields<'_>, payload_bytes_max: usize) -> Result<Outgoin
     Ok(Outgoing { msg_id, to, field, payload, wants_ack, ttl_ms: fields.ttl_ms })
 }
 
-fn malformed(reason: &'static str) -> Refusal<'static> {
+pub(super) fn malformed(reason: &'static str) -> Refusal<'static> {
     Refusal { code: ErrorCode::Malformed, reason, msg_id: None }
 }
 

@@ -2,8 +2,6 @@
 
 use std::task::Poll;
 
-use xxhash_rust::xxh3::xxh3_64;
-
 use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, write_escaped};
 use crate::routing::{Route, route};
 use crate::store::{Appended, BufferFull, Room, Store};
@@ -266,10 +264,5 @@ impl State {
             }
             write(&mut active.replies);
         }
-    }
-
-    /// Hash of a publisher's name, as of a sender's id.
-    pub(super) fn publisher_hash(from: &str) -> u64 {
-        xxh3_64(from.as_bytes())
     }
 }
