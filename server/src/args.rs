@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::builder::BoolishValueParser;
+use clap::error::{ContextKind, ContextValue};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 use ring::NodeId;
 
 use crate::config::{Config, IoChoice, LogFormat};
@@ -17,6 +19,7 @@ const ENV_PREFIX: &str = "RTC_SERVER_";
 const NOT_IN_ENVIRONMENT: [&str; 3] = ["print_config", "help", "version"];
 
 /// The flags, each also read from `RTC_SERVER_<NAME>`.
+#[allow(clippy::doc_markdown, reason = "the comments are what --help shows")]
 #[derive(Debug, Default, Parser)]
 #[command(
     name = "rtc-server",
@@ -26,7 +29,7 @@ const NOT_IN_ENVIRONMENT: [&str; 3] = ["print_config", "help", "version"];
                   Flags win over the environment, that over the file of --config, that over defaults.\n\
                   The file's keys are the flags' names with underscores; lengths of time end in _ms there.\n\
                   Bytes may be written as 4096, 256KiB, 1MiB, 2GiB; lengths of time as 500ms, 10s, 15m, 1h.",
-    disable_help_subcommand = true
+    disable_help_flag = true
 )]
 pub struct Args {
     /// Where clients connect
@@ -36,7 +39,16 @@ pub struct Args {
     #[arg(long, value_name = "IP:PORT", value_parser = parse_addr, help_heading = "Addresses")]
     pub admin_listen: Option<SocketAddr>,
     /// Allow both addresses to be other than loopback although nobody has to prove who they are
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Addresses")]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
+        hide_possible_values = true,
+        help_heading = "Addresses"
+    )]
     pub insecure_allow_anonymous: Option<bool>,
     /// Origins whose pages may connect beside the node's own host; * for any
     #[arg(long, value_name = "ORIGIN,…", value_delimiter = ',', help_heading = "Addresses")]
@@ -52,13 +64,22 @@ pub struct Args {
     #[arg(long, value_name = "ZONE", help_heading = "Node")]
     pub zone: Option<String>,
     /// Threads that serve clients
-    #[arg(long, value_name = "N", help_heading = "Node")]
+    #[arg(long, value_name = "N", value_parser = parse_shards, help_heading = "Node")]
     pub shards: Option<NonZeroUsize>,
     /// How sockets are read and written: io_uring, a system call each, or what the kernel allows
     #[arg(long, value_name = "KIND", value_enum, help_heading = "Node")]
     pub io: Option<IoChoice>,
     /// Serve /ws/echo, for conformance suites and raw benchmarks
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Node")]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
+        hide_possible_values = true,
+        help_heading = "Node"
+    )]
     pub echo: Option<bool>,
     /// Kafka brokers, for several nodes; this build runs alone and refuses it
     #[arg(long, value_name = "HOST:PORT,…", help_heading = "Node")]
@@ -71,7 +92,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "Limits")]
     pub connections_max: Option<usize>,
     /// New connections in a second
-    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[arg(long, value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
     pub accepts_per_second_max: Option<u32>,
     /// A message's payload
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Limits")]
@@ -143,6 +164,9 @@ pub struct Args {
     /// Print the configuration that results, as such a file, and exit
     #[arg(long)]
     pub print_config: bool,
+    /// Print help
+    #[arg(short, long, action = ArgAction::HelpShort)]
+    pub help: Option<bool>,
 }
 
 /// Reads the command line and the environment.
@@ -151,6 +175,41 @@ pub struct Args {
 /// Also for `--help` and `--version`, which are not failures: ask [`clap::Error::exit_code`].
 pub fn parse() -> Result<Args, clap::Error> {
     Args::from_arg_matches(&command().try_get_matches()?)
+}
+
+/// Explains in one line why a command line cannot be read.
+pub fn explain(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    // The first line says it, a tip may follow; the usage is for `--help`.
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
+    let line = lines.collect::<Vec<_>>().join("; ").replace("For more information, try", "see");
+    let line = line.strip_prefix("error: ").unwrap_or(&line).trim_end_matches('.');
+    match variable_behind(error) {
+        Some(variable) => format!("{line} (it came from {variable})"),
+        None => line.to_owned(),
+    }
+}
+
+/// The environment variable that a refused value came from, if it was not on the command line.
+fn variable_behind(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
+    let flag = shown.split([' ', '[', '=']).next()?;
+    let variable = format!("{ENV_PREFIX}{}", flag.strip_prefix("--")?.replace('-', "_").to_uppercase());
+    let is_on_command_line = std::env::args().any(|arg| arg.split('=').next() == Some(flag));
+    (!is_on_command_line && std::env::var_os(&variable).is_some()).then_some(variable)
+}
+
+/// Environment variables that look like flags and are none: misspelt, most likely.
+pub fn unknown_variables() -> Vec<String> {
+    let command = command();
+    let known: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
+    std::env::vars_os()
+        .filter(|(name, _)| !known.contains(&name.as_os_str()))
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .filter(|name| name.starts_with(ENV_PREFIX))
+        // Kubernetes sets these in every container beside a service called rtc-server.
+        .filter(|name| !name.contains("_SERVICE_") && !name.starts_with("RTC_SERVER_PORT"))
+        .collect()
 }
 
 /// The command, each flag with its environment variable and, in its help, its default from [`Config::default`].
@@ -185,6 +244,14 @@ fn parse_count(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err("give a whole number from 1 up".to_owned()),
         Ok(count) => Ok(count),
     }
+}
+
+fn parse_shards(text: &str) -> Result<NonZeroUsize, String> {
+    parse_count(text).map(|count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN))
+}
+
+fn parse_rate(text: &str) -> Result<u32, String> {
+    parse_count(text)?.try_into().map_err(|_| format!("give at most {}", u32::MAX))
 }
 
 fn parse_bytes(text: &str) -> Result<usize, String> {

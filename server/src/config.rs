@@ -169,7 +169,8 @@ impl Default for Config {
             stall_timeout: Duration::from_secs(10),
             ack_wait: Duration::from_secs(1),
             publish_wait: Duration::from_secs(30),
-            drain_window: Duration::from_secs(30),
+            // With its grace inside the 30 s that orchestrators give by default.
+            drain_window: Duration::from_secs(20),
             message_ttl: Duration::from_secs(15 * 60),
             buffer_memory: Duration::from_secs(15 * 60),
             buffer_recipient_bytes_max: 4 << 20,

@@ -48,18 +48,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let _ = writeln!(stderr(), "rtc-server: {}", in_one_line(&error.render().to_string()));
+            let _ = writeln!(stderr(), "rtc-server: {}", args::explain(&error));
             ExitCode::from(NOT_STARTED)
         }
     }
-}
-
-/// The parser's explanation without its usage.
-fn in_one_line(explanation: &str) -> String {
-    let lines = explanation.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
-    let line = lines.collect::<Vec<_>>().join("; ");
-    let line = line.strip_prefix("error: ").unwrap_or(&line);
-    line.replace("For more information, try", "see").trim_end_matches('.').to_owned()
 }
 
 fn run(args: args::Args) -> anyhow::Result<ExitCode> {
@@ -80,6 +72,9 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
     let handle = node.handle().clone();
     let admin = Admin::start(admin_listener, handle.clone(), config.admin_settings())
         .context("the admin port's thread cannot be started")?;
+    for variable in args::unknown_variables() {
+        warn!(variable, "no flag has this environment variable: it is ignored");
+    }
     if let Some(connections) = lowered {
         warn!(connections, "fewer connections than usual: raise the limit of open files (ulimit -Hn, LimitNOFILE=)");
     }
@@ -91,12 +86,11 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
         closer.close();
         result
     })?;
-    match signals.forever().next() {
-        Some(signal) => {
-            info!(signal, window_ms = config.drain_window.as_millis() as u64, by = "signal", "draining");
-            leave(&handle, &mut signals, config.drain_window, || shards.is_finished());
-        }
-        None => error!("a shard has ended by itself: stopping"),
+    if let Some(signal) = signals.forever().next() {
+        info!(signal, window = ?config.drain_window, by = "signal", "draining");
+        leave(&handle, &mut signals, config.drain_window, || shards.is_finished());
+    } else {
+        error!("a shard has ended by itself: stopping");
     }
     handle.stop();
     let is_over = wait_until(Instant::now() + STOP_TIMEOUT, || shards.is_finished());
@@ -226,13 +220,5 @@ mod tests {
         assert_eq!(choose_driver(IoChoice::Direct, one, |_| panic!("not asked for")).unwrap(), Driver::Direct);
         let reason = choose_driver(IoChoice::Ring, one, refused).unwrap_err().to_string();
         assert!(reason.contains("kernel.io_uring_disabled"), "{reason}");
-    }
-
-    #[test]
-    fn the_parsers_explanation_becomes_one_line() {
-        let explanation = "error: unexpected argument '--x' found\n\n  tip: a similar argument exists: '--y'\n\n\
-                           Usage: rtc-server [OPTIONS]\n\nFor more information, try '--help'.\n";
-        let line = "unexpected argument '--x' found; tip: a similar argument exists: '--y'; see '--help'";
-        assert_eq!(in_one_line(explanation), line);
     }
 }

@@ -24,7 +24,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::node::Handle;
 
@@ -63,6 +63,7 @@ struct Office {
     node: Handle,
     settings: AdminSettings,
     addr: SocketAddr,
+    started: SystemTime,
     remembered: Mutex<Remembered>,
     connections: AtomicUsize,
     busy: AtomicUsize,
@@ -95,6 +96,7 @@ impl Admin {
     pub fn start(listener: TcpListener, node: Handle, settings: AdminSettings) -> io::Result<Self> {
         let office = Arc::new(Office {
             addr: listener.local_addr()?,
+            started: SystemTime::now(),
             node,
             settings,
             remembered: Mutex::default(),

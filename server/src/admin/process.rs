@@ -1,6 +1,6 @@
 //! What the kernel knows of this process. A number it does not tell is left out.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::metrics::{Kind, Page};
 
 /// Adds the process's numbers under the names that Prometheus' own libraries use.
-pub(super) fn add_to(page: &mut Page, uptime_seconds: f64) {
+pub(super) fn add_to(page: &mut Page, started: SystemTime) {
     if let Some(bytes) = resident_bytes() {
         page.add("process_resident_memory_bytes", "", Kind::Gauge, "Memory that the process occupies.", bytes);
     }
@@ -25,13 +25,13 @@ pub(super) fn add_to(page: &mut Page, uptime_seconds: f64) {
     if let Some(limit) = getrlimit(Resource::Nofile).current {
         page.add("process_max_fds", "", Kind::Gauge, "File descriptors that the process may open.", limit);
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let started = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     page.add(
         "process_start_time_seconds",
         "",
         Kind::Gauge,
         "When the process began to serve, in seconds since 1970.",
-        format!("{:.3}", now - uptime_seconds),
+        format!("{started:.3}"),
     );
 }
 
@@ -43,7 +43,8 @@ fn resident_bytes() -> Option<u64> {
 
 fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
+    (seconds + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0))).as_secs_f64()
 }
 
 fn open_descriptors() -> Option<u64> {

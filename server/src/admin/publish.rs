@@ -39,7 +39,8 @@ pub(super) fn publish(office: &Office, request: &Request) -> Result<Response, Pr
     let _place = PublisherPlace::take(&office.publishers)
         .ok_or_else(|| Problem::new(503, "publishers", "too many requests publish at once"))?;
     let body = std::str::from_utf8(&request.body).map_err(|_| Problem::new(400, "malformed", "body is not UTF-8"))?;
-    let publications = parse_publications(body, office.settings.message_bytes_max, MESSAGES_MAX).map_err(whole)?;
+    let publications =
+        parse_publications(body, office.settings.message_bytes_max, MESSAGES_MAX).map_err(|refusal| whole(&refusal))?;
     let Some(key) = &request.idempotency_key else { return Ok(deliver(office, publications, None).response) };
     let found = remembered(office).begin(key, &request.body, Instant::now())?;
     match found {
@@ -59,7 +60,7 @@ fn remembered(office: &Office) -> std::sync::MutexGuard<'_, super::Remembered> {
 }
 
 /// A body that cannot be read as a whole.
-fn whole(refusal: Refusal<'_>) -> Problem {
+fn whole(refusal: &Refusal<'_>) -> Problem {
     match refusal.code {
         ErrorCode::TooLarge => {
             Problem::new(413, "too_large", format!("{}: limit {MESSAGES_MAX} messages", refusal.reason))

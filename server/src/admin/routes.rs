@@ -101,7 +101,7 @@ fn drain(office: &Office, request: &Request) -> Result<Response, Problem> {
         return Err(Problem::new(400, "malformed", reason));
     }
     if office.node.drain(window) {
-        tracing::info!(window_ms = window.as_millis() as u64, by = "request", "draining");
+        tracing::info!(?window, by = "request", "draining");
     }
     Ok(views::drain(office, 202))
 }

@@ -46,7 +46,9 @@ pub(super) fn health(office: &Office) -> Response {
         node_id: &'a str,
         version: &'a str,
         listen: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
         url: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         zone: Option<&'a str>,
         uptime_ms: u64,
         shards: usize,
@@ -104,7 +106,7 @@ pub(super) fn ring(office: &Office) -> Response {
 pub(super) fn client(office: &Office, id: &ClientId, view: &ClientView) -> Option<Response> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
-    struct Client<'a> {
+    struct Known<'a> {
         client_id: &'a str,
         node_id: &'a str,
         shard: usize,
@@ -128,7 +130,7 @@ pub(super) fn client(office: &Office, id: &ClientId, view: &ClientView) -> Optio
         return None;
     }
     let node = &office.node;
-    let client = Client {
+    let client = Known {
         client_id: id.as_str(),
         node_id: node.node_id().as_str(),
         shard: node.home_of(node.hash_of(id.as_str())),
@@ -192,7 +194,7 @@ pub(super) fn metrics(office: &Office) -> Response {
     }
     let build = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
     page.add("rtc_build_info", &build, Kind::Gauge, "Always 1; the labels tell the build.", 1);
-    process::add_to(&mut page, node.uptime().as_secs_f64());
+    process::add_to(&mut page, office.started);
     Response {
         status: 200,
         content_type: "text/plain; version=0.0.4; charset=utf-8",

@@ -68,11 +68,11 @@ pub fn parse_publications(
         let reason = "more messages than one request may have";
         return Err(Refusal { code: ErrorCode::TooLarge, reason, msg_id: None });
     }
-    let parse_item = |item| parse_item(item, payload_bytes_max);
+    let parse_item = |item| parse_item(&item, payload_bytes_max);
     Ok(Publications::Many(items.0.into_iter().map(parse_item).collect()))
 }
 
-fn parse_item<'a>(item: LazyValue<'a>, payload_bytes_max: usize) -> Result<Publication<'a>, Refusal<'a>> {
+fn parse_item<'a>(item: &LazyValue<'a>, payload_bytes_max: usize) -> Result<Publication<'a>, Refusal<'a>> {
     match item.as_raw_cow() {
         Cow::Borrowed(text) => parse_publication(text, payload_bytes_max),
         Cow::Owned(_) => Err(malformed("not a JSON object of this protocol")),
