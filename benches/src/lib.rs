@@ -1,1 +1,1 @@
-//! The benches are under `benches/`; this crate holds nothing else.
+//! The benches are under `benches/`, what they cannot measure under `examples/`; this crate itself holds nothing.
