@@ -5,24 +5,28 @@
 //! or changes its weight moves only what it must. Who wins how much is chance to within a few percent; settling hands
 //! the excess to those who fell short. Both steps are a wire contract (`hash` says why), in integers only.
 //!
-//! **Time.** With C = 2^46 and T = `SLOTS`, `e[r] = Σ_{k≤r} ⌊C/(T−k)⌋` is the expected time of the r-th of T exponential
-//! arrivals, and `E[r] = e[r] · 2^13 < 2^63`. A node of weight w has pace `⌊(2^64−1)/w⌋` and arrives at its r-th slot
-//! at `⌊E[r] · pace / 2^64⌋`, in effect `e[r]/w` in units fine enough (≥ 2^25 between two ranks of one node) that
-//! rounding never makes two of a node's arrivals equal. Equal arrivals of two nodes go to the first by name.
+//! **Time.** With C = 2^46 and T = `SLOTS`, `e[r] = Σ_{k≤r} ⌊C/(T−k)⌋ < 2^50` is the expected time of the r-th of T
+//! exponential arrivals. A node of weight w has pace `⌊(2^64−1)/w⌋` and arrives at its r-th slot at
+//! `⌊e[r] · pace / 2^66⌋ < 2^48`: in effect `e[r]/w`, in units fine enough that two arrivals of one node always differ
+//! (by 2^10 or so at least). Equal arrivals of two nodes go to the first by name. 48 bits of time and 16 of node make one
+//! word, so the earliest arrival at a slot is the minimum of such words.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use crate::{NODES_MAX, NodeId, NodeWeights, SLOTS, Weight, hash::Permutation};
 
-/// Scale of `e[r]`.
+/// C, the scale of `e[r]`.
 const ARRIVAL_SCALE: u64 = 1 << 46;
-/// What lifts `e[r]`, below 2^50, to the top of 63 bits.
-const ARRIVAL_SHIFT: u32 = 13;
+/// What brings `e[r] · pace`, below 2^114, down to [`TIME_BITS`].
+const TIME_SHIFT: u32 = 66;
+/// Bits of a time.
+const TIME_BITS: u32 = 48;
+const _: () = assert!(TIME_BITS + u16::BITS == u64::BITS);
 /// Marks a slot without owner while a table is made; no index reaches it.
 const NOBODY: u16 = u16::MAX;
 const _: () = assert!(NODES_MAX <= NOBODY as usize);
 
-/// `E[r]` for every rank; 2 MiB of read-only data, the same in every process.
+/// `e[r]` for every rank; 2 MiB of read-only data, the same in every process.
 static ARRIVALS: [u64; SLOTS] = arrivals();
 
 #[allow(long_running_const_eval, reason = "a loop over the slots, bounded")]
@@ -32,28 +36,33 @@ const fn arrivals() -> [u64; SLOTS] {
     let mut rank = 0;
     while rank < SLOTS {
         sum += ARRIVAL_SCALE / (SLOTS - rank) as u64;
-        arrivals[rank] = sum << ARRIVAL_SHIFT;
+        arrivals[rank] = sum;
         rank += 1;
     }
-    assert!(sum < 1 << (63 - ARRIVAL_SHIFT));
+    assert!(sum < 1 << (TIME_SHIFT + TIME_BITS - u64::BITS));
     arrivals
 }
 
-/// Returns the factor that turns `E[r]` into a time for a node of this weight: the heavier, the shorter.
+/// Returns the factor that turns `e[r]` into a time for a node of this weight: the heavier, the shorter.
 #[doc(hidden)]
 pub fn pace(weight: Weight) -> u64 {
     u64::MAX / u64::from(weight.get())
 }
 
-/// Returns when a node of this pace arrives at its `rank`-th slot, from 0 to below 2^63.
+/// Returns when a node of this pace arrives at its `rank`-th slot, below 2^48.
 #[doc(hidden)]
+#[inline]
+pub fn arrival(rank: u32, pace: u64) -> u64 {
+    time(ARRIVALS[rank as usize], pace)
+}
+
 #[inline]
 #[allow(
     clippy::cast_possible_truncation,
-    reason = "the upper half of a 128-bit product fits 64 bits"
+    reason = "114 bits shifted by 66 fit 64"
 )]
-pub fn arrival(rank: u32, pace: u64) -> u64 {
-    ((u128::from(ARRIVALS[rank as usize]) * u128::from(pace)) >> 64) as u64
+fn time(e: u64, pace: u64) -> u64 {
+    ((u128::from(e) * u128::from(pace)) >> TIME_SHIFT) as u64
 }
 
 /// One node as the table sees it.
@@ -118,45 +127,49 @@ impl Draft {
     /// Gives every slot to its earliest arrival.
     ///
     /// Nodes walk to a common horizon only; the few slots that nobody reached by then are decided by asking every node.
-    /// Where the horizon lies thus costs time and changes nothing.
+    /// Where the horizon lies thus costs time and changes nothing. They walk in stages: what was reached in one stage
+    /// cannot be won in the next, and most arrivals are turned away by a bitmap that fits the first-level cache.
     fn fill(contenders: &[Contender], weights_total: u64) -> Self {
         let horizon = horizon(contenders.len(), weights_total);
-        let mut table: Box<[u16; SLOTS]> = vec![NOBODY; SLOTS]
-            .into_boxed_slice()
-            .try_into()
-            .expect("made with this length");
+        // Per slot the earliest arrival so far, `time << 16 | node`.
         let mut earliest: Box<[u64; SLOTS]> = vec![u64::MAX; SLOTS]
             .into_boxed_slice()
             .try_into()
             .expect("made with this length");
-        let mut ranks = Vec::with_capacity(contenders.len());
-        for (node, contender) in (0_u16..).zip(contenders) {
-            let mut reached = 0;
-            for rank in 0..SLOTS_U32 {
-                let time = arrival(rank, contender.pace);
-                if time > horizon {
-                    break;
+        let mut is_decided = Bitmap::new();
+        let mut ranks = vec![0; contenders.len()];
+        for stage in [horizon / 8, horizon / 4, horizon / 2, horizon] {
+            for ((node, contender), from) in (0_u16..).zip(contenders).zip(&mut ranks) {
+                let to = ARRIVALS.partition_point(|&e| time(e, contender.pace) <= stage);
+                for (rank, &e) in (*from..).zip(&ARRIVALS[*from as usize..to]) {
+                    let slot = contender.permutation.slot(rank);
+                    if !is_decided.contains(slot) {
+                        let earliest = &mut earliest[slot as usize];
+                        *earliest =
+                            (*earliest).min(time(e, contender.pace) << u16::BITS | u64::from(node));
+                    }
                 }
-                reached = rank + 1;
-                let slot = contender.permutation.slot(rank) as usize;
-                // Nodes come in order of name, so the first keeps a slot on equal times.
-                if time < earliest[slot] {
-                    earliest[slot] = time;
-                    table[slot] = node;
-                }
+                *from = u32::try_from(to).expect("a rank has 18 bits");
             }
-            ranks.push(reached);
+            is_decided.assign(earliest.iter().map(|&earliest| earliest != u64::MAX));
         }
 
         let mut held = vec![0; contenders.len()];
-        for (slot, owner) in (0_u32..).zip(table.iter_mut()) {
-            if *owner == NOBODY {
-                *owner = earliest_at(slot, contenders, 0..as_index(contenders.len()));
-                let node = usize::from(*owner);
+        let mut table = Vec::with_capacity(SLOTS);
+        for (slot, &earliest) in (0_u32..).zip(earliest.iter()) {
+            let mut owner = (earliest & u64::from(u16::MAX)) as u16;
+            if owner == NOBODY {
+                owner = earliest_at(slot, contenders, 0..as_index(contenders.len()));
+                let node = usize::from(owner);
                 ranks[node] = ranks[node].max(contenders[node].permutation.rank(slot) + 1);
             }
-            held[usize::from(*owner)] += 1;
+            held[usize::from(owner)] += 1;
+            table.push(owner);
         }
+        let table = table
+            .into_boxed_slice()
+            .try_into()
+            .expect("one owner was pushed for each slot");
         Self { table, held, ranks }
     }
 
@@ -254,7 +267,28 @@ impl Draft {
     }
 }
 
-const SLOTS_U32: u32 = SLOTS as u32;
+/// One bit per slot.
+struct Bitmap(Box<[u64; SLOTS / 64]>);
+
+impl Bitmap {
+    fn new() -> Self {
+        Self(Box::new([0; SLOTS / 64]))
+    }
+
+    #[inline]
+    fn contains(&self, slot: u32) -> bool {
+        self.0[slot as usize / 64] >> (slot % 64) & 1 == 1
+    }
+
+    /// Sets all bits anew, from slot 0 on.
+    fn assign(&mut self, mut bits: impl Iterator<Item = bool>) {
+        for word in self.0.iter_mut() {
+            *word = (0..64).fold(0, |word, at| {
+                word | u64::from(bits.next() == Some(true)) << at
+            });
+        }
+    }
+}
 
 fn as_index(nodes: usize) -> u16 {
     u16::try_from(nodes).expect("NODES_MAX fits u16")
@@ -264,12 +298,27 @@ fn as_index(nodes: usize) -> u16 {
 fn earliest_at(slot: u32, contenders: &[Contender], nodes: impl Iterator<Item = u16>) -> u16 {
     let mut best = (u64::MAX, NOBODY);
     for node in nodes {
-        let time = contenders[usize::from(node)].arrival_at(slot);
-        if time < best.0 {
-            best = (time, node);
+        let contender = &contenders[usize::from(node)];
+        let rank = contender.permutation.rank(slot);
+        // Nearly all are too late even by this bound, which spares a load far from the cache.
+        if time_at_least(rank, contender.pace) < best.0 {
+            let time = arrival(rank, contender.pace);
+            if time < best.0 {
+                best = (time, node);
+            }
         }
     }
     best.1
+}
+
+/// Returns a lower bound of [`arrival`]: no term of `e[r]` is below C/T.
+#[inline]
+fn time_at_least(rank: u32, pace: u64) -> u64 {
+    /// log2 of C/T.
+    const TERM_BITS: u32 = ARRIVAL_SCALE.ilog2() - SLOTS.ilog2();
+    // Shifted in two steps, so that 18 bits of rank and 44 of pace fit a word.
+    const PACE_SHIFT: u32 = 20;
+    ((u64::from(rank) + 1) * (pace >> PACE_SHIFT)) >> (TIME_SHIFT - TERM_BITS - PACE_SHIFT)
 }
 
 /// Returns the time by which nearly all slots have been reached: `(ln N + 1.5) / Σw`.
@@ -283,7 +332,8 @@ fn horizon(nodes: usize, weights_total: u64) -> u64 {
     let nodes = nodes as u64;
     let octave = nodes.ilog2();
     let ln = u64::from(octave) * LN_2 + (LN_2 * (nodes - (1 << octave)) >> octave);
-    let unit = ARRIVAL_SCALE << ARRIVAL_SHIFT >> 16;
+    // Time 1 for weight 1 is 2^44; ln and margin bring 16 bits of their own.
+    let unit = ARRIVAL_SCALE >> (TIME_SHIFT - u64::BITS) >> 16;
     (ln + MARGIN) * unit / weights_total
 }
 
@@ -331,6 +381,8 @@ fn quotas(weights: &NodeWeights) -> Vec<Quota> {
 mod tests {
     use super::*;
 
+    const SLOTS_U32: u32 = SLOTS as u32;
+
     fn weights(list: &[u64]) -> NodeWeights {
         let named = list.iter().enumerate();
         NodeWeights::new(named.map(|(n, &weight)| {
@@ -347,6 +399,14 @@ mod tests {
         for weight in [1, 2, 3, 100, 65_535] {
             let pace = pace(Weight::new(weight).unwrap());
             assert!((1..SLOTS_U32).all(|rank| arrival(rank - 1, pace) < arrival(rank, pace)));
+        }
+    }
+
+    #[test]
+    fn bound_is_never_above_the_arrival() {
+        for weight in [1, 2, 3, 100, 65_535] {
+            let pace = pace(Weight::new(weight).unwrap());
+            assert!((0..SLOTS_U32).all(|rank| time_at_least(rank, pace) <= arrival(rank, pace)));
         }
     }
 
@@ -411,7 +471,7 @@ mod tests {
     fn horizon_leaves_few_slots_unreached() {
         // (ln N + 1.5)/Σw, compared as real numbers.
         for nodes in [1_usize, 2, 3, 10, 100, 1000, 4096] {
-            let unit = 2_f64.powi(59);
+            let unit = 2_f64.powi(44);
             let time = horizon(nodes, 1000) as f64 / unit * 1000.0;
             let exact = (nodes as f64).ln() + 1.5;
             assert!(
