@@ -62,3 +62,13 @@ end_all() {
     rm -rf "$SCRATCH"
     exit "$status"
 }
+
+# machine  Prints the line that says where and when figures were taken.
+machine() {
+    local model memory
+    model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1)
+    memory=$(awk '/^MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo)
+    echo
+    echo "Machine: $model, $(nproc) CPUs, $memory GiB, Linux $(uname -r), $(rustc --version | cut -d' ' -f1-2)," \
+        "$(date -u +%Y-%m-%d), commit $(git describe --always --dirty)."
+}

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hashring::HashRing;
 use ring::{NodeId, Ring, RingVersion, SharedRing, Weight};
+use rtc_benches::{CpuClock, criterion_by_cpu};
 use xxhash_rust::xxh3::xxh3_64;
 
 const NODE_COUNTS: [usize; 4] = [3, 10, 100, 1000];
@@ -74,7 +74,7 @@ impl BTreeRing {
     }
 }
 
-fn look_up(c: &mut Criterion) {
+fn look_up(c: &mut Criterion<CpuClock>) {
     let keys = keys();
     let mut group = c.benchmark_group("look_up");
     group.throughput(Throughput::Elements(KEYS as u64));
@@ -114,7 +114,7 @@ fn look_up(c: &mut Criterion) {
     group.finish();
 }
 
-fn build(c: &mut Criterion) {
+fn build(c: &mut Criterion<CpuClock>) {
     let mut group = c.benchmark_group("build");
     for nodes in [10, 100, 1000] {
         group.bench_function(BenchmarkId::from_parameter(nodes), |b| b.iter(|| build_ring(nodes)));
@@ -123,7 +123,7 @@ fn build(c: &mut Criterion) {
 }
 
 /// What a shard pays per message to reach the ring that is current, before it looks anything up.
-fn reach(c: &mut Criterion) {
+fn reach(c: &mut Criterion<CpuClock>) {
     let ring = Arc::new(build_ring(100));
     let shared = SharedRing::new();
     shared.publish(Arc::clone(&ring)).expect("the first ring is the newest");
@@ -136,7 +136,7 @@ fn reach(c: &mut Criterion) {
 }
 
 /// One way to reach the ring: alone, and while another thread does the same without pause.
-fn reach_by(c: &mut Criterion, name: &str, mut access: impl FnMut() -> Option<u64> + Clone + Send) {
+fn reach_by(c: &mut Criterion<CpuClock>, name: &str, mut access: impl FnMut() -> Option<u64> + Clone + Send) {
     let mut group = c.benchmark_group("reach");
     let mut other = access.clone();
     group.bench_function(BenchmarkId::new(name, "alone"), |b| b.iter(&mut access));
@@ -153,9 +153,5 @@ fn reach_by(c: &mut Criterion, name: &str, mut access: impl FnMut() -> Option<u6
     group.finish();
 }
 
-fn quick() -> Criterion {
-    Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2))
-}
-
-criterion_group! { name = benches; config = quick(); targets = look_up, build, reach }
+criterion_group! { name = benches; config = criterion_by_cpu(); targets = look_up, build, reach }
 criterion_main!(benches);

@@ -4,9 +4,9 @@
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rtc_benches::{CpuClock, criterion_by_cpu};
 use websocket::{Decoded, Decoder, Opcode, Role, apply_mask, encode_frame, encode_masked_frame};
 
 /// Payload bytes, and how many such frames one buffer holds.
@@ -15,7 +15,7 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// Turns a space into `!`, `"`, `#`, `$` and back: decoding in place leaves text that the next iteration decodes again.
 const KEY: [u8; 4] = [1, 2, 3, 4];
 
-fn decode(c: &mut Criterion) {
+fn decode(c: &mut Criterion<CpuClock>) {
     let mut group = c.benchmark_group("decode");
     for (opcode, name) in [(Opcode::Text, "text"), (Opcode::Binary, "binary")] {
         for (payload_bytes, frames) in BATCHES {
@@ -41,7 +41,7 @@ fn decode(c: &mut Criterion) {
     group.finish();
 }
 
-fn encode(c: &mut Criterion) {
+fn encode(c: &mut Criterion<CpuClock>) {
     let mut group = c.benchmark_group("encode");
     for (payload_bytes, frames) in BATCHES {
         let payload = vec![b' '; payload_bytes];
@@ -69,7 +69,7 @@ fn encode(c: &mut Criterion) {
     group.finish();
 }
 
-fn mask(c: &mut Criterion) {
+fn mask(c: &mut Criterion<CpuClock>) {
     let mut group = c.benchmark_group("mask");
     for (payload_bytes, _) in BATCHES {
         let mut payload = vec![b' '; payload_bytes];
@@ -81,9 +81,5 @@ fn mask(c: &mut Criterion) {
     group.finish();
 }
 
-fn quick() -> Criterion {
-    Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(2))
-}
-
-criterion_group! { name = benches; config = quick(); targets = decode, encode, mask }
+criterion_group! { name = benches; config = criterion_by_cpu(); targets = decode, encode, mask }
 criterion_main!(benches);
