@@ -1,2 +1,85 @@
-//! Skeleton.
-fn main() {}
+//! `rtc-loadtest`: drives WebSocket servers and accounts for every message.
+//!
+//! A coordinator (`run.rs`) steers one worker per thread (`worker.rs`); each plays its scenario (`scenario/`) with its
+//! share of the virtual clients, and what they count is added up (`tally.rs`), judged (`targets.rs`) and reported.
+
+mod args;
+mod client;
+mod clock;
+mod config;
+mod envelope;
+mod ledger;
+mod payload;
+mod procfs;
+mod progress;
+mod recorder;
+mod report;
+mod run;
+mod scenario;
+mod schedule;
+mod tally;
+mod targets;
+mod ticker;
+mod worker;
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use mimalloc::MiMalloc;
+
+use crate::{
+    args::Args,
+    config::Config,
+    progress::Onlooker,
+    report::{Report, json, text},
+};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Bad usage, or a limit of this machine that makes the run impossible.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let outcome = load(Args::parse())
+        .and_then(|config| config.map_or(Ok(0), |config| run(&Arc::new(config))));
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("rtc-loadtest: {error:#}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+/// The settings of the run, or `None` if they were only to be shown.
+fn load(args: Args) -> Result<Option<Config>> {
+    let is_shown_only = args.print_config;
+    let args = config::with_defaults(config::with_file(args)?)?;
+    if is_shown_only {
+        let text = toml::to_string(&args).context("the settings cannot be shown")?;
+        Config::try_from(args)?;
+        print!("{text}");
+        return Ok(None);
+    }
+    Config::try_from(args).map(Some)
+}
+
+/// Runs, reports, and returns the exit code.
+fn run(config: &Arc<Config>) -> Result<u8> {
+    let mut onlooker = Onlooker::new(config)?;
+    let tally = run::run_process(config, 0, &mut onlooker)?;
+    let usage = onlooker.finish();
+    let report = Report::new(config, tally, usage);
+    if let Some(path) = &config.json {
+        json::write(&report, path)?;
+    }
+    let is_stdout_taken = config.json.as_deref() == Some(std::path::Path::new("-"));
+    match (config.quiet, is_stdout_taken) {
+        (true, _) => {}
+        (false, true) => eprint!("{}", text::text(&report)),
+        (false, false) => print!("{}", text::text(&report)),
+    }
+    Ok(report.exit_code())
+}

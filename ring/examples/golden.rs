@@ -24,11 +24,7 @@ struct Vector {
 
 fn main() {
     let equal = |nodes: usize| map((0..nodes).map(|n| (format!("node-{n}"), 100)));
-    let named = |nodes: &[(&str, u64)]| {
-        map(nodes
-            .iter()
-            .map(|&(name, weight)| (name.to_owned(), weight)))
-    };
+    let named = |nodes: &[(&str, u64)]| map(nodes.iter().map(|&(name, weight)| (name.to_owned(), weight)));
     let uneven = map((0..60).map(|n| (format!("rack{}.host{n}", n % 4), 10 + (n * 37) % 291)));
     let vectors = [
         ("one", 0, equal(1)),
@@ -39,22 +35,14 @@ fn main() {
         ("uneven", 0, uneven.clone()),
         ("uneven, another seed", 0x9e37_79b9_7f4a_7c15, uneven),
         ("extreme", 0, named(&[("feather", 1), ("anvil", 65_535)])),
-        (
-            "extreme, three",
-            1,
-            named(&[("a", 1), ("b", 65_535), ("c", 256)]),
-        ),
-        (
-            "names of every length",
-            7,
-            map((1..=64).map(|n| ("x".repeat(usize::try_from(n).unwrap_or(1)), n))),
-        ),
+        ("extreme, three", 1, named(&[("a", 1), ("b", 65_535), ("c", 256)])),
+        ("names of every length", 7, map((1..=64).map(|n| ("x".repeat(usize::try_from(n).unwrap_or(1)), n)))),
     ];
     for (name, seed, node_weights) in vectors {
         let ring = Ring::from_weights(RingVersion::FIRST, seed, node_weights.clone());
         let table: Vec<u8> = ring
             .slot_owners()
-            .flat_map(|node| (node.get() as u16).to_le_bytes())
+            .flat_map(|node| u16::try_from(node.get()).expect("an index has 16 bits").to_le_bytes())
             .collect();
         let owners = (0..KEYS_PER_MAP).map(key).map(|key| {
             let owner = ring.owner(key.as_bytes()).clone();
@@ -68,19 +56,13 @@ fn main() {
             owners: owners.collect(),
             node_weights,
         };
-        println!(
-            "{}",
-            sonic_rs::to_string(&vector).expect("a vector is plain data")
-        );
+        println!("{}", sonic_rs::to_string(&vector).expect("a vector is plain data"));
     }
 }
 
 fn map(nodes: impl Iterator<Item = (String, u64)>) -> NodeWeights {
     let valid = |(name, weight): (String, u64)| {
-        (
-            NodeId::new(&name).expect("a valid name"),
-            Weight::new(weight).expect("a valid weight"),
-        )
+        (NodeId::new(&name).expect("a valid name"), Weight::new(weight).expect("a valid weight"))
     };
     NodeWeights::new(nodes.map(valid)).expect("a valid map")
 }

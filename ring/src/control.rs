@@ -7,9 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de, de::DeserializeOwned};
 
-use crate::{
-    ControlError, NODE_ID_BYTES_MAX, NODES_MAX, NodeId, NodeWeights, RingVersion, VersionHash,
-};
+use crate::{ControlError, NODE_ID_BYTES_MAX, NODES_MAX, NodeId, NodeWeights, RingVersion, VersionHash};
 
 /// Longest `RingUpdate`, in bytes.
 pub const RING_UPDATE_BYTES_MAX: usize = 512 * 1024;
@@ -21,8 +19,7 @@ pub const DEPTH_MAX: usize = 16;
 pub const WHOLE_MAX: u64 = (1 << 53) - 1;
 
 /// The largest ring fits: name, quotes, colon, weight and comma per node, and something for the rest.
-const _: () =
-    assert!(NODES_MAX * (NODE_ID_BYTES_MAX + 9) + MESSAGE_BYTES_MAX <= RING_UPDATE_BYTES_MAX);
+const _: () = assert!(NODES_MAX * (NODE_ID_BYTES_MAX + 9) + MESSAGE_BYTES_MAX <= RING_UPDATE_BYTES_MAX);
 
 /// Announces a new ring, on `rtc.control.ring`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,18 +62,10 @@ pub struct ScaleSignal {
     #[serde(deserialize_with = "whole_number")]
     pub ts: u64,
     /// Nodes there are, where the sender says so.
-    #[serde(
-        default,
-        deserialize_with = "optional_whole_number",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "optional_whole_number", skip_serializing_if = "Option::is_none")]
     pub current_nodes: Option<u64>,
     /// Nodes there should be, where the sender says so.
-    #[serde(
-        default,
-        deserialize_with = "optional_whole_number",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "optional_whole_number", skip_serializing_if = "Option::is_none")]
     pub target_nodes: Option<u64>,
 }
 
@@ -127,11 +116,7 @@ pub struct Heartbeat {
     #[serde(deserialize_with = "whole_number")]
     pub timestamp_ms: u64,
     /// Which life of the node this is.
-    #[serde(
-        default,
-        deserialize_with = "optional_whole_number",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "optional_whole_number", skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<u64>,
     /// Where clients reach it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -146,26 +131,10 @@ pub struct Heartbeat {
 
 impl RingUpdate {
     /// Returns an update whose `versionHash` is right.
-    pub fn new(
-        version: RingVersion,
-        node_weights: NodeWeights,
-        seed: u64,
-        reason: String,
-        now_ms: u64,
-    ) -> Self {
+    pub fn new(version: RingVersion, node_weights: NodeWeights, seed: u64, reason: String, now_ms: u64) -> Self {
         let version_hash = VersionHash::of(&node_weights, seed);
-        let version = VersionStamp {
-            version,
-            issued_at: now_ms,
-            version_hash,
-        };
-        Self {
-            version,
-            node_weights,
-            seed,
-            reason,
-            ts: now_ms,
-        }
+        let version = VersionStamp { version, issued_at: now_ms, version_hash };
+        Self { version, node_weights, seed, reason, ts: now_ms }
     }
 
     /// Returns whether `versionHash` is the digest of what the update carries. Not so in updates by hand or by another
@@ -214,11 +183,7 @@ impl Message for Heartbeat {
         whole_in_range("timestampMs", self.timestamp_ms)?;
         in_range("mps", self.mps, LOAD_MAX)?;
         in_range("p95LatencyMs", self.p95_latency_ms, LOAD_MAX)?;
-        in_range(
-            "kafkaTopicLagLatencyMs",
-            self.kafka_topic_lag_latency_ms,
-            LOAD_MAX,
-        )?;
+        in_range("kafkaTopicLagLatencyMs", self.kafka_topic_lag_latency_ms, LOAD_MAX)?;
         in_range("cpu", self.cpu, 1.0)?;
         in_range("mem", self.mem, 1.0)
     }
@@ -269,14 +234,7 @@ fn decode<M: Message>(bytes: &[u8]) -> Result<M, ControlError> {
 }
 
 fn check_length<M: Message>(bytes: usize) -> Result<(), ControlError> {
-    if bytes > M::BYTES_MAX {
-        Err(ControlError::TooLarge {
-            bytes,
-            limit: M::BYTES_MAX,
-        })
-    } else {
-        Ok(())
-    }
+    if bytes > M::BYTES_MAX { Err(ControlError::TooLarge { bytes, limit: M::BYTES_MAX }) } else { Ok(()) }
 }
 
 /// Returns how deep brackets nest outside strings.
@@ -303,11 +261,7 @@ fn depth(bytes: &[u8]) -> usize {
 
 fn in_range(field: &'static str, value: f64, max: f64) -> Result<(), ControlError> {
     // False for NaN as well.
-    if (0.0..=max).contains(&value) {
-        Ok(())
-    } else {
-        Err(ControlError::OutOfRange { field, value, max })
-    }
+    if (0.0..=max).contains(&value) { Ok(()) } else { Err(ControlError::OutOfRange { field, value, max }) }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "only for the text of the error")]
@@ -315,24 +269,14 @@ fn whole_in_range(field: &'static str, value: u64) -> Result<(), ControlError> {
     if value <= WHOLE_MAX {
         return Ok(());
     }
-    Err(ControlError::OutOfRange {
-        field,
-        value: value as f64,
-        max: WHOLE_MAX as f64,
-    })
+    Err(ControlError::OutOfRange { field, value: value as f64, max: WHOLE_MAX as f64 })
 }
 
 /// The parser's message without the excerpt of the input, which may be long and is not ours to log.
 #[allow(clippy::needless_pass_by_value, reason = "the shape of `map_err`")]
 fn malformed(error: sonic_rs::Error) -> ControlError {
     let text = error.to_string();
-    let reason = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(REASON_CHARS_MAX)
-        .collect();
+    let reason = text.lines().next().unwrap_or_default().chars().take(REASON_CHARS_MAX).collect();
     ControlError::Malformed { reason }
 }
 
@@ -342,10 +286,7 @@ const REASON_CHARS_MAX: usize = 200;
 /// Reads a number; some writers print a whole one without, some with a fraction.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     struct NumberVisitor;
-    #[allow(
-        clippy::cast_precision_loss,
-        reason = "a measurement beyond 2^53 is out of range anyway"
-    )]
+    #[allow(clippy::cast_precision_loss, reason = "a measurement beyond 2^53 is out of range anyway")]
     impl de::Visitor<'_> for NumberVisitor {
         type Value = f64;
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -369,9 +310,7 @@ pub(crate) fn whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result
     Whole::deserialize(deserializer).map(|whole| whole.0)
 }
 
-fn optional_whole_number<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<u64>, D::Error> {
+fn optional_whole_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     Ok(Option::<Whole>::deserialize(deserializer)?.map(|whole| whole.0))
 }
 
@@ -389,9 +328,7 @@ impl<'de> Deserialize<'de> for Whole {
                 Ok(Whole(value))
             }
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<Whole, E> {
-                u64::try_from(value)
-                    .map(Whole)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
+                u64::try_from(value).map(Whole).map_err(|_| E::invalid_value(de::Unexpected::Signed(value), &self))
             }
             #[allow(clippy::cast_precision_loss, reason = "2^53 is exact")]
             #[allow(

@@ -8,21 +8,10 @@ use crate::{NodeId, NodeIndex, Ring, SLOTS, SeedChanged};
 /// When the seeds differ: then a slot of one ring holds other keys than the same slot of the other.
 pub fn diff<'a>(old: &'a Ring, new: &'a Ring) -> Result<RingDiff<'a>, SeedChanged> {
     if old.seed() != new.seed() {
-        return Err(SeedChanged {
-            old: old.seed(),
-            new: new.seed(),
-        });
+        return Err(SeedChanged { old: old.seed(), new: new.seed() });
     }
-    let new_index_of_old = old
-        .weights()
-        .iter()
-        .map(|(node, _)| new.weights().index(node))
-        .collect();
-    Ok(RingDiff {
-        old,
-        new,
-        new_index_of_old,
-    })
+    let new_index_of_old = old.weights().iter().map(|(node, _)| new.weights().index(node)).collect();
+    Ok(RingDiff { old, new, new_index_of_old })
 }
 
 /// The slots whose owner differs between two rings; owners are compared by name.
@@ -81,9 +70,7 @@ mod tests {
     use crate::{RingVersion, Weight};
 
     fn ring(seed: u64, names: &[&str]) -> Ring {
-        let nodes = names
-            .iter()
-            .map(|name| (NodeId::new(name).unwrap(), Weight::MIN));
+        let nodes = names.iter().map(|name| (NodeId::new(name).unwrap(), Weight::MIN));
         Ring::build(RingVersion::FIRST, seed, nodes).unwrap()
     }
 
@@ -103,22 +90,13 @@ mod tests {
             assert_eq!(to, new.owner_of_slot(slot));
             assert_ne!(from, to);
         }
-        let unchanged = (0..SLOTS)
-            .filter(|&slot| old.owner_of_slot(slot) == new.owner_of_slot(slot))
-            .count();
+        let unchanged = (0..SLOTS).filter(|&slot| old.owner_of_slot(slot) == new.owner_of_slot(slot)).count();
         assert_eq!(unchanged + diff.moved_slots(), SLOTS);
-        assert!(
-            (0.32..0.36).contains(&diff.moved_share()),
-            "{}",
-            diff.moved_share()
-        );
+        assert!((0.32..0.36).contains(&diff.moved_share()), "{}", diff.moved_share());
     }
 
     #[test]
     fn another_seed_cannot_be_compared_by_slot() {
-        assert_eq!(
-            diff(&ring(1, &["a"]), &ring(2, &["a"])).err(),
-            Some(SeedChanged { old: 1, new: 2 })
-        );
+        assert_eq!(diff(&ring(1, &["a"]), &ring(2, &["a"])).err(), Some(SeedChanged { old: 1, new: 2 }));
     }
 }

@@ -37,10 +37,7 @@ pub const fn slot_of(hash: u64) -> usize {
 /// Taken from the low 32 bits by multiply-shift; the slot comes from the top 18, so the shards of a node fill evenly
 /// whichever slots it owns. Only the node itself depends on this one.
 #[inline]
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "the product shifted by 32 is below `shards`, a usize"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "the product shifted by 32 is below `shards`, a usize")]
 pub const fn shard_of(hash: u64, shards: NonZeroUsize) -> usize {
     let low = (hash & 0xffff_ffff) as u128;
     ((low * shards.get() as u128) >> 32) as usize
@@ -69,12 +66,7 @@ impl Permutation {
     /// Returns the permutation of the node called `name` under `seed`.
     pub fn new(name: &str, seed: u64) -> Self {
         let hash = xxh3_128_with_seed(name.as_bytes(), seed);
-        Self {
-            rounds: [
-                Round::new(bits(hash, 0), bits(hash, 32)),
-                Round::new(bits(hash, 64), bits(hash, 96)),
-            ],
-        }
+        Self { rounds: [Round::new(bits(hash, 0), bits(hash, 32)), Round::new(bits(hash, 64), bits(hash, 96))] }
     }
 
     /// Returns the slot visited at `rank`, both below [`SLOTS`].
@@ -93,11 +85,7 @@ impl Permutation {
 impl Round {
     fn new(add: u32, multiply: u32) -> Self {
         let multiply = multiply | 1;
-        Self {
-            add,
-            multiply,
-            inverse: inverse_of(multiply),
-        }
+        Self { add, multiply, inverse: inverse_of(multiply) }
     }
 
     #[inline]
@@ -122,9 +110,7 @@ fn bits(hash: u128, from: u32) -> u32 {
 fn inverse_of(odd: u32) -> u32 {
     debug_assert!(odd % 2 == 1);
     // An odd number is its own inverse modulo 8; every step doubles the bits that are right: 3, 6, 12, 24, 48.
-    (0..4).fold(odd, |inverse, _| {
-        inverse.wrapping_mul(2_u32.wrapping_sub(odd.wrapping_mul(inverse)))
-    })
+    (0..4).fold(odd, |inverse, _| inverse.wrapping_mul(2_u32.wrapping_sub(odd.wrapping_mul(inverse))))
 }
 
 #[cfg(test)]
@@ -151,10 +137,7 @@ mod tests {
             let shards = NonZeroUsize::new(shards).unwrap();
             assert_eq!(shard_of(0, shards), 0);
             assert!(shard_of(u64::MAX, shards) < shards.get());
-            assert_eq!(
-                shard_of(0x1234_5678, shards),
-                shard_of(0xffff_ffff_1234_5678, shards)
-            );
+            assert_eq!(shard_of(0x1234_5678, shards), shard_of(0xffff_ffff_1234_5678, shards));
         }
     }
 
@@ -168,10 +151,7 @@ mod tests {
                 counts[shard_of(hash, shards)] += 1;
             }
         }
-        assert!(
-            counts.iter().all(|&count| (2800..3450).contains(&count)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&count| (2800..3450).contains(&count)), "{counts:?}");
     }
 
     #[test]
@@ -181,10 +161,7 @@ mod tests {
             let mut seen = vec![false; SLOTS];
             for rank in 0..1 << SLOT_BITS {
                 let slot = permutation.slot(rank);
-                assert!(
-                    !std::mem::replace(&mut seen[slot as usize], true),
-                    "slot {slot} twice"
-                );
+                assert!(!std::mem::replace(&mut seen[slot as usize], true), "slot {slot} twice");
                 assert_eq!(permutation.rank(slot), rank);
             }
         }

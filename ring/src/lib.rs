@@ -13,6 +13,7 @@
 //! | `shared` | [`SharedRing`]: one writer swaps, every shard reads |
 //! | `control` | the JSON messages between balancer and nodes |
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod control;
 mod diff;
@@ -25,10 +26,7 @@ mod table;
 mod weight;
 
 pub use diff::{RingDiff, SlotMove, diff};
-pub use error::{
-    ControlError, InvalidNodeId, InvalidVersion, InvalidWeight, InvalidWeights, SeedChanged,
-    StaleRing,
-};
+pub use error::{ControlError, InvalidNodeId, InvalidVersion, InvalidWeight, InvalidWeights, SeedChanged, StaleRing};
 #[doc(hidden)]
 pub use hash::Permutation;
 pub use hash::{SLOTS, hash_key, shard_of, slot_of};

@@ -24,8 +24,7 @@ impl NodeId {
         if name.is_empty() || name.len() > NODE_ID_BYTES_MAX {
             return Err(InvalidNodeId::Length { bytes: name.len() });
         }
-        let is_foreign =
-            |byte: &u8| !(byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
+        let is_foreign = |byte: &u8| !(byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
         match name.bytes().enumerate().find(|(_, byte)| is_foreign(byte)) {
             Some((at, byte)) => Err(InvalidNodeId::Byte { byte, at }),
             None => Ok(Self(name.into())),

@@ -25,21 +25,14 @@ impl SharedRing {
     /// # Errors
     /// When it is not newer than the current one, which then stays: an update that was overtaken on its way, or one
     /// that came twice.
+    #[allow(clippy::needless_pass_by_value, reason = "it is kept; the loop needs a clone per attempt")]
     pub fn publish(&self, ring: Arc<Ring>) -> Result<(), StaleRing> {
         loop {
             let current = self.current.load();
-            if let Some(current) = current
-                .as_ref()
-                .filter(|current| current.version() >= ring.version())
-            {
-                return Err(StaleRing {
-                    current: current.version(),
-                    offered: ring.version(),
-                });
+            if let Some(current) = current.as_ref().filter(|current| current.version() >= ring.version()) {
+                return Err(StaleRing { current: current.version(), offered: ring.version() });
             }
-            let found = self
-                .current
-                .compare_and_swap(&*current, Some(Arc::clone(&ring)));
+            let found = self.current.compare_and_swap(&*current, Some(Arc::clone(&ring)));
             let was_swapped = match (found.as_ref(), current.as_ref()) {
                 (Some(found), Some(current)) => Arc::ptr_eq(found, current),
                 (found, current) => found.is_none() && current.is_none(),
@@ -57,9 +50,7 @@ impl SharedRing {
 
     /// Returns a reader of its own for one thread.
     pub fn reader(&self) -> RingReader {
-        RingReader {
-            cache: Cache::new(Arc::clone(&self.current)),
-        }
+        RingReader { cache: Cache::new(Arc::clone(&self.current)) }
     }
 }
 

@@ -22,6 +22,8 @@ const TIME_SHIFT: u32 = 66;
 /// Bits of a time.
 const TIME_BITS: u32 = 48;
 const _: () = assert!(TIME_BITS + u16::BITS == u64::BITS);
+/// The node in a word of time and node.
+const NODE_MASK: u64 = u16::MAX as u64;
 /// Marks a slot without owner while a table is made; no index reaches it.
 const NOBODY: u16 = u16::MAX;
 const _: () = assert!(NODES_MAX <= NOBODY as usize);
@@ -30,6 +32,7 @@ const _: () = assert!(NODES_MAX <= NOBODY as usize);
 static ARRIVALS: [u64; SLOTS] = arrivals();
 
 #[allow(long_running_const_eval, reason = "a loop over the slots, bounded")]
+#[allow(clippy::large_stack_arrays, reason = "evaluated by the compiler")]
 const fn arrivals() -> [u64; SLOTS] {
     let mut arrivals = [0; SLOTS];
     let mut sum = 0;
@@ -57,10 +60,7 @@ pub fn arrival(rank: u32, pace: u64) -> u64 {
 }
 
 #[inline]
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "114 bits shifted by 66 fit 64"
-)]
+#[allow(clippy::cast_possible_truncation, reason = "114 bits shifted by 66 fit 64")]
 fn time(e: u64, pace: u64) -> u64 {
     ((u128::from(e) * u128::from(pace)) >> TIME_SHIFT) as u64
 }
@@ -74,10 +74,7 @@ pub(crate) struct Contender {
 
 impl Contender {
     pub(crate) fn new(node: &NodeId, weight: Weight, seed: u64) -> Self {
-        Self {
-            permutation: Permutation::new(node.as_str(), seed),
-            pace: pace(weight),
-        }
+        Self { permutation: Permutation::new(node.as_str(), seed), pace: pace(weight) }
     }
 
     /// Returns when this node arrives at `slot`.
@@ -93,12 +90,7 @@ pub(crate) fn deal(weights: &NodeWeights, seed: u64) -> Box<[u16; SLOTS]> {
     let mut draft = Draft::fill(&contenders, weights.total());
     let quotas = quotas(weights);
     draft.settle(&contenders, &quotas);
-    debug_assert!(
-        quotas
-            .iter()
-            .zip(&draft.held)
-            .all(|(quota, held)| (quota.min..=quota.max).contains(held))
-    );
+    debug_assert!(quotas.iter().zip(&draft.held).all(|(quota, held)| (quota.min..=quota.max).contains(held)));
     draft.table
 }
 
@@ -109,10 +101,7 @@ pub fn fill_unsettled(weights: &NodeWeights, seed: u64) -> Box<[u16; SLOTS]> {
 }
 
 fn contenders(weights: &NodeWeights, seed: u64) -> Vec<Contender> {
-    weights
-        .iter()
-        .map(|(node, weight)| Contender::new(node, weight, seed))
-        .collect()
+    weights.iter().map(|(node, weight)| Contender::new(node, weight, seed)).collect()
 }
 
 /// A table in the making.
@@ -132,10 +121,8 @@ impl Draft {
     fn fill(contenders: &[Contender], weights_total: u64) -> Self {
         let horizon = horizon(contenders.len(), weights_total);
         // Per slot the earliest arrival so far, `time << 16 | node`.
-        let mut earliest: Box<[u64; SLOTS]> = vec![u64::MAX; SLOTS]
-            .into_boxed_slice()
-            .try_into()
-            .expect("made with this length");
+        let mut earliest: Box<[u64; SLOTS]> =
+            vec![u64::MAX; SLOTS].into_boxed_slice().try_into().expect("made with this length");
         let mut is_decided = Bitmap::new();
         let mut ranks = vec![0; contenders.len()];
         for stage in [horizon / 8, horizon / 4, horizon / 2, horizon] {
@@ -145,8 +132,7 @@ impl Draft {
                     let slot = contender.permutation.slot(rank);
                     if !is_decided.contains(slot) {
                         let earliest = &mut earliest[slot as usize];
-                        *earliest =
-                            (*earliest).min(time(e, contender.pace) << u16::BITS | u64::from(node));
+                        *earliest = (*earliest).min(time(e, contender.pace) << u16::BITS | u64::from(node));
                     }
                 }
                 *from = u32::try_from(to).expect("a rank has 18 bits");
@@ -157,7 +143,7 @@ impl Draft {
         let mut held = vec![0; contenders.len()];
         let mut table = Vec::with_capacity(SLOTS);
         for (slot, &earliest) in (0_u32..).zip(earliest.iter()) {
-            let mut owner = (earliest & u64::from(u16::MAX)) as u16;
+            let mut owner = u16::try_from(earliest & NODE_MASK).expect("masked to 16 bits");
             if owner == NOBODY {
                 owner = earliest_at(slot, contenders, 0..as_index(contenders.len()));
                 let node = usize::from(owner);
@@ -166,10 +152,7 @@ impl Draft {
             held[usize::from(owner)] += 1;
             table.push(owner);
         }
-        let table = table
-            .into_boxed_slice()
-            .try_into()
-            .expect("one owner was pushed for each slot");
+        let table = table.into_boxed_slice().try_into().expect("one owner was pushed for each slot");
         Self { table, held, ranks }
     }
 
@@ -188,11 +171,7 @@ impl Draft {
             }
         }
 
-        let lacking: usize = quotas
-            .iter()
-            .zip(&self.held)
-            .map(|(quota, held)| quota.min.saturating_sub(*held))
-            .sum();
+        let lacking: usize = quotas.iter().zip(&self.held).map(|(quota, held)| quota.min.saturating_sub(*held)).sum();
         if released.len() < lacking {
             let mut donors = BinaryHeap::new();
             for (node, quota) in quotas.iter().enumerate() {
@@ -224,9 +203,8 @@ impl Draft {
         contenders: &[Contender],
         aim: impl Fn(usize) -> usize,
     ) {
-        let mut takers: Vec<u16> = (0..as_index(contenders.len()))
-            .filter(|&node| self.held[usize::from(node)] < aim(node.into()))
-            .collect();
+        let mut takers: Vec<u16> =
+            (0..as_index(contenders.len())).filter(|&node| self.held[usize::from(node)] < aim(node.into())).collect();
         while !takers.is_empty() {
             let Some(slot) = released.next() else { return };
             let owner = earliest_at(slot, contenders, takers.iter().copied());
@@ -241,9 +219,7 @@ impl Draft {
 
     /// Takes from `node` the slot it reached last.
     fn release_latest(&mut self, node: usize, contender: &Contender) -> u32 {
-        let slot = contender
-            .permutation
-            .slot(self.latest_rank(node, contender));
+        let slot = contender.permutation.slot(self.latest_rank(node, contender));
         self.table[slot as usize] = NOBODY;
         self.held[node] -= 1;
         slot
@@ -256,12 +232,8 @@ impl Draft {
     /// Walks back to the last rank at which `node` owns its slot, and remembers that it owns none above.
     fn latest_rank(&mut self, node: usize, contender: &Contender) -> u32 {
         debug_assert!(self.held[node] > 0);
-        let owns =
-            |rank: u32| usize::from(self.table[contender.permutation.slot(rank) as usize]) == node;
-        let rank = (0..self.ranks[node])
-            .rev()
-            .find(|&rank| owns(rank))
-            .expect("a node with slots owns one by rank");
+        let owns = |rank: u32| usize::from(self.table[contender.permutation.slot(rank) as usize]) == node;
+        let rank = (0..self.ranks[node]).rev().find(|&rank| owns(rank)).expect("a node with slots owns one by rank");
         self.ranks[node] = rank + 1;
         rank
     }
@@ -272,7 +244,7 @@ struct Bitmap(Box<[u64; SLOTS / 64]>);
 
 impl Bitmap {
     fn new() -> Self {
-        Self(Box::new([0; SLOTS / 64]))
+        Self(vec![0; SLOTS / 64].into_boxed_slice().try_into().expect("made with this length"))
     }
 
     #[inline]
@@ -283,9 +255,7 @@ impl Bitmap {
     /// Sets all bits anew, from slot 0 on.
     fn assign(&mut self, mut bits: impl Iterator<Item = bool>) {
         for word in self.0.iter_mut() {
-            *word = (0..64).fold(0, |word, at| {
-                word | u64::from(bits.next() == Some(true)) << at
-            });
+            *word = (0..64).fold(0, |word, at| word | u64::from(bits.next() == Some(true)) << at);
         }
     }
 }
@@ -331,7 +301,7 @@ fn horizon(nodes: usize, weights_total: u64) -> u64 {
     const MARGIN: u64 = 3 << 15;
     let nodes = nodes as u64;
     let octave = nodes.ilog2();
-    let ln = u64::from(octave) * LN_2 + (LN_2 * (nodes - (1 << octave)) >> octave);
+    let ln = u64::from(octave) * LN_2 + ((LN_2 * (nodes - (1 << octave))) >> octave);
     // Time 1 for weight 1 is 2^44; ln and margin bring 16 bits of their own.
     let unit = ARRIVAL_SCALE >> (TIME_SHIFT - u64::BITS) >> 16;
     (ln + MARGIN) * unit / weights_total
@@ -360,11 +330,7 @@ fn quotas(weights: &NodeWeights) -> Vec<Quota> {
         let hundredths = total * 100;
         quotas.push(Quota {
             slots: as_count(slots),
-            min: as_count(
-                (numerator * 99)
-                    .div_ceil(hundredths)
-                    .min(numerator.div_ceil(total).saturating_sub(1)),
-            ),
+            min: as_count((numerator * 99).div_ceil(hundredths).min(numerator.div_ceil(total).saturating_sub(1))),
             max: as_count((numerator * 101 / hundredths).max(slots + 1)),
         });
         remainders.push((numerator % total, Reverse(node)));
@@ -381,16 +347,15 @@ fn quotas(weights: &NodeWeights) -> Vec<Quota> {
 mod tests {
     use super::*;
 
-    const SLOTS_U32: u32 = SLOTS as u32;
+    fn ranks() -> std::ops::Range<u32> {
+        0..u32::try_from(SLOTS).unwrap()
+    }
 
     fn weights(list: &[u64]) -> NodeWeights {
         let named = list.iter().enumerate();
-        NodeWeights::new(named.map(|(n, &weight)| {
-            (
-                NodeId::new(&format!("n{n:04}")).unwrap(),
-                Weight::new(weight).unwrap(),
-            )
-        }))
+        NodeWeights::new(
+            named.map(|(n, &weight)| (NodeId::new(&format!("n{n:04}")).unwrap(), Weight::new(weight).unwrap())),
+        )
         .unwrap()
     }
 
@@ -398,7 +363,7 @@ mod tests {
     fn arrivals_of_one_node_are_strictly_ordered() {
         for weight in [1, 2, 3, 100, 65_535] {
             let pace = pace(Weight::new(weight).unwrap());
-            assert!((1..SLOTS_U32).all(|rank| arrival(rank - 1, pace) < arrival(rank, pace)));
+            assert!(ranks().skip(1).all(|rank| arrival(rank - 1, pace) < arrival(rank, pace)));
         }
     }
 
@@ -406,7 +371,7 @@ mod tests {
     fn bound_is_never_above_the_arrival() {
         for weight in [1, 2, 3, 100, 65_535] {
             let pace = pace(Weight::new(weight).unwrap());
-            assert!((0..SLOTS_U32).all(|rank| time_at_least(rank, pace) <= arrival(rank, pace)));
+            assert!(ranks().all(|rank| time_at_least(rank, pace) <= arrival(rank, pace)));
         }
     }
 
@@ -427,17 +392,13 @@ mod tests {
             &[1, 1, 1],
             &[1, 65_535],
             &[100; 1000],
-            &[65_535; NODES_MAX],
+            &vec![65_535; NODES_MAX],
             &[3, 5, 7, 11, 300, 10],
-            &[&[1][..], &[65_535; NODES_MAX - 1]].concat(),
+            &[vec![1], vec![65_535; NODES_MAX - 1]].concat(),
         ] {
             let quotas = quotas(&weights(list));
             assert_eq!(quotas.iter().map(|quota| quota.slots).sum::<usize>(), SLOTS);
-            assert!(
-                quotas
-                    .iter()
-                    .all(|quota| quota.min <= quota.slots && quota.slots <= quota.max)
-            );
+            assert!(quotas.iter().all(|quota| quota.min <= quota.slots && quota.slots <= quota.max));
         }
     }
 
@@ -447,37 +408,30 @@ mod tests {
             &[1, 1][..],
             &[1, 65_535],
             &[1, 1, 65_535],
-            &[&[65_535][..], &[1; NODES_MAX - 1]].concat(),
-            &[&[1][..], &[65_535; NODES_MAX - 1]].concat(),
-            &[100; NODES_MAX],
+            &[vec![65_535], vec![1; NODES_MAX - 1]].concat(),
+            &[vec![1], vec![65_535; NODES_MAX - 1]].concat(),
+            &vec![100; NODES_MAX],
         ] {
             let weights = weights(list);
             for seed in [0, 1, u64::MAX] {
                 let mut counts = vec![0; list.len()];
-                deal(&weights, seed)
-                    .iter()
-                    .for_each(|&owner| counts[usize::from(owner)] += 1);
+                deal(&weights, seed).iter().for_each(|&owner| counts[usize::from(owner)] += 1);
                 for (quota, count) in quotas(&weights).iter().zip(counts) {
-                    assert!(
-                        (quota.min..=quota.max).contains(&count),
-                        "{count} slots, {quota:?}"
-                    );
+                    assert!((quota.min..=quota.max).contains(&count), "{count} slots, {quota:?}");
                 }
             }
         }
     }
 
     #[test]
+    #[allow(clippy::cast_precision_loss, reason = "a comparison to three digits")]
     fn horizon_leaves_few_slots_unreached() {
         // (ln N + 1.5)/Σw, compared as real numbers.
         for nodes in [1_usize, 2, 3, 10, 100, 1000, 4096] {
             let unit = 2_f64.powi(44);
             let time = horizon(nodes, 1000) as f64 / unit * 1000.0;
             let exact = (nodes as f64).ln() + 1.5;
-            assert!(
-                (exact - 0.061..=exact + 0.001).contains(&time),
-                "{nodes}: {time} for {exact}"
-            );
+            assert!((exact - 0.061..=exact + 0.001).contains(&time), "{nodes}: {time} for {exact}");
         }
     }
 }

@@ -24,11 +24,7 @@ impl Weight {
     /// # Errors
     /// When it is 0 or above 65535.
     pub fn new(value: u64) -> Result<Self, InvalidWeight> {
-        u16::try_from(value)
-            .ok()
-            .and_then(NonZeroU16::new)
-            .map(Self)
-            .ok_or(InvalidWeight { value })
+        u16::try_from(value).ok().and_then(NonZeroU16::new).map(Self).ok_or(InvalidWeight { value })
     }
 
     /// Returns the weight as a number.
@@ -60,8 +56,10 @@ impl<'de> Deserialize<'de> for Weight {
 /// Cloning copies a pointer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeWeights {
-    // Invariant: not empty, strictly ascending by name, len <= NODES_MAX.
-    entries: Arc<[(NodeId, Weight)]>,
+    // Invariant: not empty, strictly ascending, len <= NODES_MAX; as many weights, in the same order.
+    // Apart, because look-ups index the names alone.
+    names: Arc<[NodeId]>,
+    weights: Arc<[Weight]>,
 }
 
 impl NodeWeights {
@@ -79,37 +77,32 @@ impl NodeWeights {
         }
         entries.sort_unstable_by(|one, other| one.0.cmp(&other.0));
         if let Some(twins) = entries.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            return Err(InvalidWeights::DuplicateNode {
-                node: twins[0].0.clone(),
-            });
+            return Err(InvalidWeights::DuplicateNode { node: twins[0].0.clone() });
         }
-        Ok(Self {
-            entries: entries.into(),
-        })
+        let (names, weights): (Vec<_>, Vec<_>) = entries.into_iter().unzip();
+        Ok(Self { names: names.into(), weights: weights.into() })
     }
 
     /// Iterates over nodes and weights in order of name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&NodeId, Weight)> + Clone {
-        self.entries.iter().map(|(node, weight)| (node, *weight))
+        self.names.iter().zip(self.weights.iter().copied())
     }
 
     /// Returns the number of nodes, 1 to [`NODES_MAX`].
     #[allow(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.names.len()
     }
 
     /// Returns the weight of `node`, if it is one of these.
     pub fn weight(&self, node: &NodeId) -> Option<Weight> {
-        self.index(node).map(|index| self.entries[index.get()].1)
+        self.index(node).map(|index| self.weights[index.get()])
     }
 
     /// Returns the place of `node` in order of name, if it is one of these.
+    #[allow(clippy::missing_panics_doc, reason = "indexes are below NODES_MAX")]
     pub fn index(&self, node: &NodeId) -> Option<NodeIndex> {
-        let index = self
-            .entries
-            .binary_search_by(|(name, _)| name.cmp(node))
-            .ok()?;
+        let index = self.names.binary_search(node).ok()?;
         Some(NodeIndex(u16::try_from(index).expect("NODES_MAX fits u16")))
     }
 
@@ -119,15 +112,12 @@ impl NodeWeights {
     /// When the index comes from a larger ring.
     #[inline]
     pub fn node(&self, index: NodeIndex) -> &NodeId {
-        &self.entries[index.get()].0
+        &self.names[index.get()]
     }
 
     /// Returns the sum of all weights.
     pub fn total(&self) -> u64 {
-        self.entries
-            .iter()
-            .map(|(_, weight)| u64::from(weight.get()))
-            .sum()
+        self.weights.iter().map(|weight| u64::from(weight.get())).sum()
     }
 }
 
@@ -166,22 +156,12 @@ mod tests {
     use super::*;
 
     fn nodes(names: &[&str]) -> Result<NodeWeights, InvalidWeights> {
-        NodeWeights::new(
-            names
-                .iter()
-                .map(|name| (NodeId::new(name).unwrap(), Weight::MIN)),
-        )
+        NodeWeights::new(names.iter().map(|name| (NodeId::new(name).unwrap(), Weight::MIN)))
     }
 
     #[test]
     fn zero_and_seventeen_bits_are_no_weights() {
-        for (value, expected) in [
-            (0, false),
-            (1, true),
-            (65_535, true),
-            (65_536, false),
-            (u64::MAX, false),
-        ] {
+        for (value, expected) in [(0, false), (1, true), (65_535, true), (65_536, false), (u64::MAX, false)] {
             assert_eq!(Weight::new(value).is_ok(), expected, "{value}");
         }
     }
@@ -189,32 +169,15 @@ mod tests {
     #[test]
     fn order_of_insertion_is_forgotten() {
         assert_eq!(nodes(&["b", "a", "c"]), nodes(&["c", "b", "a"]));
-        assert_eq!(
-            nodes(&["b", "a"])
-                .unwrap()
-                .iter()
-                .next()
-                .unwrap()
-                .0
-                .as_str(),
-            "a"
-        );
+        assert_eq!(nodes(&["b", "a"]).unwrap().iter().next().unwrap().0.as_str(), "a");
     }
 
     #[test]
     fn empty_twice_named_and_oversized_maps_are_refused() {
         assert_eq!(nodes(&[]), Err(InvalidWeights::Empty));
-        assert_eq!(
-            nodes(&["a", "b", "a"]),
-            Err(InvalidWeights::DuplicateNode {
-                node: NodeId::new("a").unwrap()
-            })
-        );
-        let many = |count: usize| {
-            NodeWeights::new(
-                (0..count).map(|n| (NodeId::new(&format!("n{n}")).unwrap(), Weight::MAX)),
-            )
-        };
+        assert_eq!(nodes(&["a", "b", "a"]), Err(InvalidWeights::DuplicateNode { node: NodeId::new("a").unwrap() }));
+        let many =
+            |count: usize| NodeWeights::new((0..count).map(|n| (NodeId::new(&format!("n{n}")).unwrap(), Weight::MAX)));
         assert_eq!(many(NODES_MAX).unwrap().len(), NODES_MAX);
         assert_eq!(many(NODES_MAX + 1), Err(InvalidWeights::TooManyNodes));
     }

@@ -98,11 +98,13 @@ pub(crate) fn escaped_bytes(text: &str) -> usize {
     if !needs_escapes(text) {
         return text.len();
     }
-    text.bytes().map(|byte| match byte {
-        b'"' | b'\\' => 2,
-        0..=0x1f => 6,
-        _ => 1,
-    }).sum()
+    text.bytes()
+        .map(|byte| match byte {
+            b'"' | b'\\' => 2,
+            0..=0x1f => 6,
+            _ => 1,
+        })
+        .sum()
 }
 
 fn needs_escapes(text: &str) -> bool {

@@ -10,7 +10,8 @@ mod request;
 pub use client_id::{CLIENT_ID_BYTES_MAX, ClientId, InvalidClientId};
 pub use envelope::{Envelope, PayloadField};
 pub use json::DEPTH_MAX;
-pub use replies::{AckStatus, ErrorCode, Replies, Welcome};
+pub(crate) use json::write_escaped;
+pub use replies::{AckStatus, ErrorCode, ReconnectAdvice, Replies, Welcome};
 pub use request::{ClientRequest, MSG_ID_BYTES_MAX, Outgoing, Refusal, parse};
 
 /// The WebSocket subprotocol's name.

@@ -114,12 +114,12 @@ impl Replies {
         });
     }
 
-    /// `ack` to a sender.
-    pub fn ack(out: &mut Vec<u8>, msg_id: &str, status: AckStatus) {
+    /// `ack` to a sender; the message's name comes as it stands in JSON, escapes and all.
+    pub fn ack(out: &mut Vec<u8>, escaped_msg_id: &str, status: AckStatus) {
         text_frame(out, |out| {
-            out.extend_from_slice(br#"{"type":"ack","msgId":"#);
-            json::write_string(out, msg_id);
-            out.extend_from_slice(br#","status":""#);
+            out.extend_from_slice(br#"{"type":"ack","msgId":""#);
+            out.extend_from_slice(escaped_msg_id.as_bytes());
+            out.extend_from_slice(br#"","status":""#);
             out.extend_from_slice(status.as_str().as_bytes());
             out.extend_from_slice(br#""}"#);
         });
@@ -137,6 +137,19 @@ impl Replies {
                 json::write_string(out, msg_id);
             }
             out.push(b'}');
+        });
+    }
+
+    /// `error` about a message whose name comes as it stands in JSON.
+    pub fn error_escaped(out: &mut Vec<u8>, code: ErrorCode, reason: &str, escaped_msg_id: &str) {
+        text_frame(out, |out| {
+            out.extend_from_slice(br#"{"type":"error","code":""#);
+            out.extend_from_slice(code.as_str().as_bytes());
+            out.extend_from_slice(br#"","reason":"#);
+            json::write_string(out, reason);
+            out.extend_from_slice(br#","msgId":""#);
+            out.extend_from_slice(escaped_msg_id.as_bytes());
+            out.extend_from_slice(br#""}"#);
         });
     }
 
@@ -191,7 +204,7 @@ mod tests {
     #[test]
     fn replies_are_the_frames_they_should_be() {
         check(|out| Replies::pong(out), r#"{"type":"pong"}"#);
-        check(|out| Replies::ack(out, "m\"1", AckStatus::Held), r#"{"type":"ack","msgId":"m\"1","status":"held"}"#);
+        check(|out| Replies::ack(out, r#"m\"1"#, AckStatus::Held), r#"{"type":"ack","msgId":"m\"1","status":"held"}"#);
         check(
             |out| Replies::error(out, ErrorCode::Malformed, "no", None),
             r#"{"type":"error","code":"malformed","reason":"no"}"#,

@@ -204,7 +204,11 @@ mod tests {
         ] {
             assert_eq!(refused(text), ErrorCode::Malformed, "{text}");
         }
-        let deep = format!(r#"{{"type":"message","toClientId":"b","payload":{}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!(
+            r#"{{"type":"message","toClientId":"b","payload":{}{}}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
         assert_eq!(refused(&deep), ErrorCode::Malformed);
         let large = format!(r#"{{"type":"message","msgId":"m","toClientId":"b","payload":"{}"}}"#, "x".repeat(LIMIT));
         let refusal = parse(&large, LIMIT).unwrap_err();

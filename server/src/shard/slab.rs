@@ -114,6 +114,12 @@ impl<T> Slab<T> {
         slot.value.as_mut().map(|value| (Key { index, life }, value))
     }
 
+    /// The key and value in slot `index`, if it is used.
+    pub fn peek(&self, index: u32) -> Option<(Key, &T)> {
+        let slot = self.slot(index)?;
+        slot.value.as_ref().map(|value| (Key { index, life: slot.life }, value))
+    }
+
     /// The keys in use, in order of their slots.
     pub fn keys(&mut self) -> Vec<Key> {
         (0..self.slots()).filter_map(|index| self.at(index).map(|(key, _)| key)).collect()

@@ -72,4 +72,12 @@ impl Socket {
             }
         }
     }
+
+    /// Tells the peer that nothing more will come. A socket that is gone already needs no telling.
+    pub async fn shut_down_writes(&mut self) {
+        match self {
+            Self::Ring(stream) => _ = stream.shutdown().await,
+            Self::Direct(fd) => _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Write),
+        }
+    }
 }

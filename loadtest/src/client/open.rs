@@ -1,0 +1,354 @@
+//! Opening connections: from a source address to the server's 101, and to its welcome where one is due.
+//!
+//! A number of openers work side by side. Each may be interrupted by its deadline, which `Openers::interrupt_overdue`
+//! watches, since the runtime's operations have no time limits of their own.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt, io,
+    net::{IpAddr, Shutdown, SocketAddr, TcpStream as StdStream},
+    ops::ControlFlow,
+    rc::Rc,
+    time::Duration,
+};
+
+use monoio::{
+    io::{AsyncReadRent as _, AsyncWriteRentExt as _},
+    net::TcpStream,
+};
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use websocket::{
+    Decoder, Event, ResponseError, Role,
+    handshake::{ClientKey, encode_upgrade_request, parse_upgrade_response},
+};
+
+use super::{ENVELOPE_BYTES_MAX, Link, socket::set_bind_address_no_port};
+use crate::{
+    clock::{Clock, Nanos, nanos},
+    config::Server,
+    envelope,
+    payload::Random,
+    worker::Driver,
+};
+
+/// An answer to an upgrade request is a few hundred bytes.
+const RESPONSE_BYTES_MAX: usize = 16 * 1024;
+
+/// Why a connection could not be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OpenError {
+    /// No socket, or no local address for it.
+    Local(io::ErrorKind),
+    /// The server could not be reached, or hung up.
+    Connect(io::ErrorKind),
+    TimedOut,
+    /// The server answered with another status than 101.
+    Refused {
+        status: u16,
+    },
+    Handshake(ResponseError),
+    /// The connection did not begin with the welcome of the client protocol.
+    NoWelcome,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(kind) => write!(f, "no local socket: {kind}"),
+            Self::Connect(kind) => write!(f, "connect: {kind}"),
+            Self::TimedOut => f.write_str("connect: timed out"),
+            Self::Refused { status } => write!(f, "refused: {status}"),
+            Self::Handshake(error) => write!(f, "handshake: {error}"),
+            Self::NoWelcome => f.write_str("no welcome message"),
+        }
+    }
+}
+
+/// What a connection begins with after the 101.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Greeting {
+    /// Nothing: `/ws/echo`.
+    None,
+    /// The `welcome` of the client protocol.
+    Welcome,
+}
+
+/// What happens to the client's side of a connection when it is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leaving {
+    /// In good order.
+    Gracefully,
+    /// With a reset, so that no port of ours stays in `TIME_WAIT`.
+    Abruptly,
+}
+
+/// How to open the connections of a worker.
+pub(crate) struct Opener {
+    pub(crate) servers: Vec<Server>,
+    /// Empty: the system chooses.
+    pub(crate) sources: Vec<IpAddr>,
+    pub(crate) greeting: Greeting,
+    pub(crate) leaving: Leaving,
+    pub(crate) payload_bytes: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) driver: Driver,
+    pub(crate) clock: Clock,
+    pub(crate) random: RefCell<Random>,
+    /// The deadlines of what is being opened, with a second handle to interrupt it by.
+    under_way: RefCell<Vec<UnderWay>>,
+    next_ticket: Cell<u64>,
+}
+
+struct UnderWay {
+    ticket: u64,
+    deadline: Nanos,
+    handle: Rc<StdStream>,
+}
+
+/// A connection that was opened, and how long it took.
+pub(crate) struct Opened {
+    pub(crate) link: Link,
+    /// From the start of connecting to the server's 101.
+    pub(crate) handshake: Nanos,
+}
+
+impl Opener {
+    #[expect(clippy::too_many_arguments, reason = "one caller, every part named")]
+    pub(crate) fn new(
+        servers: Vec<Server>,
+        sources: Vec<IpAddr>,
+        greeting: Greeting,
+        leaving: Leaving,
+        payload_bytes: usize,
+        timeout: Duration,
+        driver: Driver,
+        clock: Clock,
+        seed: u64,
+    ) -> Self {
+        assert!(!servers.is_empty());
+        Self {
+            servers,
+            sources,
+            greeting,
+            leaving,
+            payload_bytes,
+            timeout,
+            driver,
+            clock,
+            random: RefCell::new(Random::new(seed)),
+            under_way: RefCell::default(),
+            next_ticket: Cell::new(0),
+        }
+    }
+
+    /// Opens connection `index` of the run; `query` follows the server's path.
+    pub(crate) async fn open(&self, index: u32, query: &str) -> Result<Opened, OpenError> {
+        let started = self.clock.now();
+        let server = &self.servers[index as usize % self.servers.len()];
+        let stream = self.socket(index, server.addr)?;
+        let handle = Rc::new(
+            stream
+                .try_clone()
+                .map_err(|error| OpenError::Local(error.kind()))?,
+        );
+        let ticket = self.next_ticket.replace(self.next_ticket.get() + 1);
+        let deadline = started.saturating_add(nanos(self.timeout));
+        self.under_way.borrow_mut().push(UnderWay {
+            ticket,
+            deadline,
+            handle: Rc::clone(&handle),
+        });
+        let opened = self
+            .shake_hands(stream, &handle, server, query, started)
+            .await;
+        let under_way = &mut *self.under_way.borrow_mut();
+        let at = under_way.iter().position(|entry| entry.ticket == ticket);
+        under_way.swap_remove(at.expect("only its own opening removes an entry"));
+        // An interrupted opening fails in whichever way it happened to be waiting.
+        opened.map_err(|error| {
+            if self.clock.now() >= deadline {
+                OpenError::TimedOut
+            } else {
+                error
+            }
+        })
+    }
+
+    /// Ends what has been under way for too long. To be called every few milliseconds while connections are opened.
+    pub(crate) fn interrupt_overdue(&self) {
+        let now = self.clock.now();
+        for overdue in self
+            .under_way
+            .borrow()
+            .iter()
+            .filter(|entry| entry.deadline <= now)
+        {
+            // It may not be connected yet, or not any more: then there is nothing to interrupt.
+            let _ = overdue.handle.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// A socket on its way to `server`.
+    fn socket(&self, index: u32, server: SocketAddr) -> Result<StdStream, OpenError> {
+        let local = |error: io::Error| OpenError::Local(error.kind());
+        let socket = Socket::new(
+            Domain::for_address(server),
+            Type::STREAM.nonblocking(),
+            Some(Protocol::TCP),
+        );
+        let socket = socket.map_err(local)?;
+        socket.set_tcp_nodelay(true).map_err(local)?;
+        if self.leaving == Leaving::Abruptly {
+            socket.set_linger(Some(Duration::ZERO)).map_err(local)?;
+        }
+        if !self.sources.is_empty() {
+            let source = self.sources[(index as usize / self.servers.len()) % self.sources.len()];
+            // The port is chosen in `connect`, when the other end is known: 28,000 per pair of addresses, not in all.
+            set_bind_address_no_port(&socket).map_err(local)?;
+            socket
+                .bind(&SockAddr::from(SocketAddr::new(source, 0)))
+                .map_err(local)?;
+        }
+        match socket.connect(&SockAddr::from(server)) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
+            Err(error) => return Err(OpenError::Connect(error.kind())),
+        }
+        Ok(socket.into())
+    }
+
+    /// `handle` is a second handle to `stream`, which the runtime's type hides.
+    async fn shake_hands(
+        &self,
+        stream: StdStream,
+        handle: &StdStream,
+        server: &Server,
+        query: &str,
+        started: Nanos,
+    ) -> Result<Opened, OpenError> {
+        let lost = |error: io::Error| OpenError::Connect(error.kind());
+        let mut stream = TcpStream::from_std(stream).map_err(lost)?;
+        stream.writable(false).await.map_err(lost)?;
+        if let Some(error) = handle.take_error().map_err(lost)? {
+            return Err(lost(error));
+        }
+        if self.driver == Driver::Uring {
+            // On a nonblocking socket the ring would answer "would block" instead of waiting.
+            handle.set_nonblocking(false).map_err(lost)?;
+        }
+        let key = self.key();
+        let mut request = Vec::with_capacity(512);
+        let target = format!("{}{query}", server.path);
+        encode_upgrade_request(
+            &mut request,
+            &server.authority,
+            &target,
+            key.as_str(),
+            None,
+            &[],
+        );
+        let (result, _) = stream.write_all(request).await;
+        result.map_err(lost)?;
+
+        let mut response = Vec::new();
+        let consumed = loop {
+            read_more(&mut stream, &mut response).await?;
+            match parse_upgrade_response(&response, key.as_str()) {
+                Ok(Some(consumed)) => break consumed,
+                Ok(None) if response.len() < RESPONSE_BYTES_MAX => {}
+                Ok(None) => return Err(OpenError::Handshake(ResponseError::Malformed)),
+                Err(ResponseError::Refused { status, .. }) => {
+                    return Err(OpenError::Refused { status });
+                }
+                Err(error) => return Err(OpenError::Handshake(error)),
+            }
+        };
+        let handshake = self.clock.now() - started;
+        response.drain(..consumed);
+        let mut surplus = response;
+        if self.greeting == Greeting::Welcome {
+            self.await_welcome(&mut stream, &mut surplus).await?;
+        }
+        let seed = self.random.borrow_mut().next_u64();
+        Ok(Opened {
+            link: Link::new(stream, surplus, self.payload_bytes, seed),
+            handshake,
+        })
+    }
+
+    /// Takes the welcome off the front of `surplus`, reading more as needed. It fits in one frame.
+    async fn await_welcome(
+        &self,
+        stream: &mut TcpStream,
+        surplus: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
+        loop {
+            // A fresh decoder over all the bytes so far: the frame is short and nearly always whole at once.
+            let mut decoder = Decoder::new(Role::Client, ENVELOPE_BYTES_MAX);
+            let decoded = decoder.decode(surplus).map_err(|_| OpenError::NoWelcome)?;
+            let consumed = decoded.consumed;
+            match decoded.event {
+                Some(Event::Text(text)) if envelope::is_welcome(text) => {
+                    surplus.drain(..consumed);
+                    return Ok(());
+                }
+                Some(_) => return Err(OpenError::NoWelcome),
+                None if consumed > ENVELOPE_BYTES_MAX => return Err(OpenError::NoWelcome),
+                None => read_more(stream, surplus).await?,
+            }
+        }
+    }
+
+    fn key(&self) -> ClientKey {
+        let random = &mut *self.random.borrow_mut();
+        let mut nonce = [0; 16];
+        nonce[..8].copy_from_slice(&random.next_u64().to_le_bytes());
+        nonce[8..].copy_from_slice(&random.next_u64().to_le_bytes());
+        ClientKey::new(nonce)
+    }
+}
+
+/// Appends what the server sends next.
+async fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<(), OpenError> {
+    use monoio::buf::IoBufMut as _;
+    let len = bytes.len();
+    let mut buffer = std::mem::take(bytes);
+    buffer.reserve(1024);
+    let capacity = buffer.capacity();
+    let (result, slice) = stream.read(buffer.slice_mut(len..capacity)).await;
+    *bytes = slice.into_inner();
+    match result {
+        Ok(0) => Err(OpenError::Connect(io::ErrorKind::UnexpectedEof)),
+        Ok(_) => Ok(()),
+        Err(error) => Err(OpenError::Connect(error.kind())),
+    }
+}
+
+/// Opens connections `indexes` of the run, `in_flight` at a time, until `each` has had enough.
+pub(crate) async fn open_all(
+    opener: &Rc<Opener>,
+    indexes: std::ops::Range<u32>,
+    in_flight: u32,
+    query: Rc<dyn Fn(u32) -> String>,
+    each: Rc<dyn Fn(u32, Result<Opened, OpenError>) -> ControlFlow<()>>,
+) {
+    let next = Rc::new(Cell::new(indexes.start));
+    let tasks: Vec<_> = (0..in_flight.min(indexes.end - indexes.start))
+        .map(|_| {
+            let (opener, next) = (Rc::clone(opener), Rc::clone(&next));
+            let (query, each) = (Rc::clone(&query), Rc::clone(&each));
+            monoio::spawn(async move {
+                while next.get() < indexes.end {
+                    let index = next.replace(next.get() + 1);
+                    if each(index, opener.open(index, &query(index)).await).is_break() {
+                        next.set(indexes.end);
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await;
+    }
+}

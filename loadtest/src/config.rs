@@ -1,0 +1,482 @@
+//! The settings of a run, complete and checked: from here on nothing is optional by accident.
+//!
+//! Resolves host names; opens nothing.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    args::{Args, Scenario, Span},
+    payload::{ECHO_BYTES_MIN, ECHO_CONNECTIONS_MAX, MESSAGE_BYTES_MIN},
+    schedule::Rate,
+    targets::{Pacing, Target},
+};
+
+const CONNECTIONS_MAX: u32 = 16_000_000;
+const _: () = assert!(CONNECTIONS_MAX < ECHO_CONNECTIONS_MAX);
+const DEPTH_MAX: u32 = 4096;
+const PROCESSES_MAX: u32 = 256;
+const THREADS_MAX: u32 = 256;
+const IN_FLIGHT_MAX: u32 = 4096;
+/// The largest frame that `/ws/echo` returns.
+pub(crate) const PAYLOAD_BYTES_MAX: u32 = 16 * 1024 * 1024;
+/// Connections per source address beyond which `connect` spends most of its time looking for a free port.
+pub(crate) const CONNECTIONS_PER_SOURCE: u32 = 10_000;
+const LOOPBACK_SOURCES_MAX: u32 = 250 * 250;
+
+/// How messages, or in a storm connections, are paced.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Load {
+    /// So many per second in total, by the clock.
+    Open { per_second: f64 },
+    /// So many in flight per connection, each answered by the next.
+    Closed { depth: u32 },
+    /// Nothing is sent.
+    Silent,
+}
+
+impl Load {
+    pub(crate) fn pacing(self) -> Pacing {
+        match self {
+            Self::Open { .. } => Pacing::OpenLoop,
+            Self::Closed { .. } | Self::Silent => Pacing::ClosedLoop,
+        }
+    }
+
+    /// The schedule's rate, if there is a schedule.
+    pub(crate) fn rate(self) -> Option<Rate> {
+        match self {
+            Self::Open { per_second } => Rate::new(per_second),
+            Self::Closed { .. } | Self::Silent => None,
+        }
+    }
+}
+
+/// One server, resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    /// As written, for the `Host` header.
+    pub(crate) authority: String,
+    pub(crate) path: String,
+}
+
+/// What a storm does with a connection once it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum AfterHandshake {
+    Close,
+    Hold,
+}
+
+/// A complete, checked run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Config {
+    pub(crate) scenario: Scenario,
+    pub(crate) servers: Vec<Server>,
+    /// Virtual clients; in a storm the connections to make before it ends early.
+    pub(crate) connections: u32,
+    pub(crate) load: Load,
+    pub(crate) payload_bytes: u32,
+    pub(crate) duration: Duration,
+    pub(crate) warm_up: Duration,
+    pub(crate) drain: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) in_flight: u32,
+    pub(crate) after_handshake: AfterHandshake,
+    pub(crate) sender_acks: bool,
+    pub(crate) receiver_acks: bool,
+    pub(crate) processes: u32,
+    pub(crate) threads: u32,
+    pub(crate) cpus: Vec<u32>,
+    /// Empty: the system chooses.
+    pub(crate) sources: Vec<IpAddr>,
+    pub(crate) seed: u64,
+    pub(crate) targets: Vec<Target>,
+    pub(crate) server_pid: Option<u32>,
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) html: Option<PathBuf>,
+    pub(crate) quiet: bool,
+}
+
+impl Config {
+    /// Workers over all processes.
+    pub(crate) fn workers(&self) -> u32 {
+        self.processes * self.threads
+    }
+}
+
+/// Adds the file named by `--config`, if any, below the flags and the environment.
+///
+/// # Errors
+/// A file that is missing, is not TOML, or holds an unknown key or a bad value.
+pub(crate) fn with_file(args: Args) -> Result<Args> {
+    let Some(path) = &args.config else {
+        return Ok(args);
+    };
+    let file = read_file(path)?;
+    Ok(args.or(file))
+}
+
+fn read_file(path: &Path) -> Result<Args> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read --config {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+}
+
+/// The same settings with every default filled in; what `--print-config` shows.
+///
+/// # Errors
+/// No scenario.
+pub(crate) fn with_defaults(args: Args) -> Result<Args> {
+    let scenario = args
+        .scenario
+        .context("no scenario: name one of echo, p2p, idle, storm (see --help)")?;
+    let hold = args.hold.unwrap_or(false);
+    let second = |seconds| Some(Span::from(Duration::from_secs(seconds)));
+    let (connections, rate, depth, payload, warm_up) = match scenario {
+        Scenario::Echo => (100, None, Some(1), Some(16), 1),
+        Scenario::P2p => (100, Some(1000.0), None, Some(200), 1),
+        Scenario::Idle => (100, None, None, None, 0),
+        Scenario::Storm => (
+            if hold { 1000 } else { CONNECTIONS_MAX },
+            None,
+            None,
+            None,
+            0,
+        ),
+    };
+    let defaults = Args {
+        url: Some(vec!["ws://127.0.0.1:8080".to_owned()]),
+        connections: Some(connections),
+        rate,
+        depth,
+        payload,
+        duration: second(10),
+        warm_up: second(warm_up),
+        drain: second(5),
+        connect_timeout: second(10),
+        in_flight: Some(64),
+        hold: Some(hold),
+        sender_acks: Some(false),
+        receiver_acks: Some(false),
+        processes: Some(1),
+        threads: Some(1),
+        quiet: Some(false),
+        ..Args::default()
+    };
+    Ok(args.or(defaults))
+}
+
+impl TryFrom<Args> for Config {
+    type Error = anyhow::Error;
+
+    /// Checks `args`, which [`with_defaults`] has completed.
+    fn try_from(args: Args) -> Result<Self> {
+        let scenario = args.scenario.context("no scenario")?;
+        refuse_foreign_flags(&args, scenario)?;
+        let servers = args
+            .url
+            .iter()
+            .flatten()
+            .map(|url| parse_url(url, scenario))
+            .collect::<Result<Vec<_>>>()?;
+        ensure!(!servers.is_empty(), "--url is empty: write ws://HOST:PORT");
+        let connections = within("--connections", args.connections, 1, CONNECTIONS_MAX)?;
+        ensure!(
+            scenario != Scenario::P2p || connections.is_multiple_of(2),
+            "--connections {connections} is odd: the clients of p2p talk in pairs"
+        );
+        let load = load(&args)?;
+        let payload_bytes = payload(&args, scenario)?;
+        let processes = within("--processes", args.processes, 1, PROCESSES_MAX)?;
+        let threads = within("--threads", args.threads, 1, THREADS_MAX)?;
+        let workers = processes * threads;
+        let least = if scenario == Scenario::P2p {
+            2 * workers
+        } else {
+            workers
+        };
+        ensure!(
+            connections >= least,
+            "--connections {connections} is too few for {workers} threads in all, which need {least}"
+        );
+        let duration = Duration::from(args.duration.context("no --duration")?);
+        ensure!(
+            duration >= Duration::from_millis(100),
+            "--duration is under 100ms: nothing could be measured"
+        );
+        let warm_up = args.warm_up.context("no --warm-up")?;
+        let sources = sources(args.source_addresses, &servers, connections);
+        let seed = match args.seed {
+            Some(seed) => seed,
+            None => getrandom::u64().context("no randomness for the run's identity")?,
+        };
+        Ok(Self {
+            scenario,
+            servers,
+            connections,
+            load,
+            payload_bytes,
+            duration,
+            warm_up: warm_up.into(),
+            drain: args.drain.context("no --drain")?.into(),
+            connect_timeout: args.connect_timeout.context("no --connect-timeout")?.into(),
+            in_flight: within("--in-flight", args.in_flight, 1, IN_FLIGHT_MAX)?,
+            after_handshake: if args.hold == Some(true) {
+                AfterHandshake::Hold
+            } else {
+                AfterHandshake::Close
+            },
+            sender_acks: args.sender_acks.unwrap_or(false),
+            receiver_acks: args.receiver_acks.unwrap_or(false),
+            processes,
+            threads,
+            cpus: args.cpus.unwrap_or_default(),
+            sources,
+            seed,
+            targets: args.target.unwrap_or_default(),
+            server_pid: args.server_pid,
+            json: args.json,
+            html: args.html,
+            quiet: args.quiet.unwrap_or(false),
+        })
+    }
+}
+
+/// A flag the scenario would ignore is a misunderstanding: say so instead.
+fn refuse_foreign_flags(args: &Args, scenario: Scenario) -> Result<()> {
+    let talks = matches!(scenario, Scenario::Echo | Scenario::P2p);
+    for (flag, is_given, applies) in [
+        ("--depth", args.depth.is_some(), talks),
+        (
+            "--rate",
+            args.rate.is_some(),
+            talks || scenario == Scenario::Storm,
+        ),
+        ("--payload", args.payload.is_some(), talks),
+        (
+            "--sender-acks",
+            args.sender_acks == Some(true),
+            scenario == Scenario::P2p,
+        ),
+        (
+            "--receiver-acks",
+            args.receiver_acks == Some(true),
+            scenario == Scenario::P2p,
+        ),
+        (
+            "--hold",
+            args.hold == Some(true),
+            scenario == Scenario::Storm,
+        ),
+    ] {
+        ensure!(
+            applies || !is_given,
+            "{flag} means nothing to {}",
+            scenario.name()
+        );
+    }
+    Ok(())
+}
+
+fn within(flag: &str, value: Option<u32>, min: u32, max: u32) -> Result<u32> {
+    let value = value.with_context(|| format!("no {flag}"))?;
+    ensure!(
+        (min..=max).contains(&value),
+        "{flag} {value} is out of range: {min} to {max}"
+    );
+    Ok(value)
+}
+
+fn load(args: &Args) -> Result<Load> {
+    match (args.rate, args.depth) {
+        (Some(rate), None) => {
+            ensure!(
+                Rate::new(rate).is_some(),
+                "--rate {rate} is out of range: 0.001 to {}",
+                Rate::PER_SECOND_MAX
+            );
+            Ok(Load::Open { per_second: rate })
+        }
+        (None, Some(_)) => Ok(Load::Closed {
+            depth: within("--depth", args.depth, 1, DEPTH_MAX)?,
+        }),
+        (None, None) => Ok(Load::Silent),
+        (Some(_), Some(_)) => {
+            bail!("--rate and --depth exclude each other: an open loop or a closed one")
+        }
+    }
+}
+
+fn payload(args: &Args, scenario: Scenario) -> Result<u32> {
+    let min = match scenario {
+        Scenario::Echo => ECHO_BYTES_MIN,
+        Scenario::P2p => MESSAGE_BYTES_MIN,
+        Scenario::Idle | Scenario::Storm => return Ok(0),
+    };
+    within(
+        "--payload",
+        args.payload,
+        u32::try_from(min)?,
+        PAYLOAD_BYTES_MAX,
+    )
+}
+
+fn parse_url(url: &str, scenario: Scenario) -> Result<Server> {
+    let Some(rest) = url.strip_prefix("ws://") else {
+        ensure!(
+            !url.starts_with("wss://"),
+            "--url {url:?}: TLS is not supported, write ws://"
+        );
+        bail!("--url {url:?} does not start with ws://");
+    };
+    let (authority, path) = match rest.find('/') {
+        Some(at) => (&rest[..at], &rest[at..]),
+        None => (rest, ""),
+    };
+    let has_port = authority
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    ensure!(has_port, "--url {url:?} has no port: write ws://HOST:PORT");
+    ensure!(
+        !path.contains(['?', '#', ' ']),
+        "--url {url:?}: the path may not hold a query"
+    );
+    let resolved: Vec<SocketAddr> = authority
+        .to_socket_addrs()
+        .with_context(|| format!("--url {url:?}: cannot resolve the host"))?
+        .collect();
+    // A name such as localhost often has both: the servers here listen on IPv4 first.
+    let addr = resolved
+        .iter()
+        .find(|addr| addr.is_ipv4())
+        .or(resolved.first());
+    let addr = *addr.with_context(|| format!("--url {url:?}: the host has no address"))?;
+    let path = match (path.trim_end_matches('/'), scenario) {
+        ("", Scenario::Echo) => "/ws/echo",
+        ("", _) => "/ws/connect",
+        (path, _) => path,
+    };
+    Ok(Server {
+        addr,
+        authority: authority.to_owned(),
+        path: path.to_owned(),
+    })
+}
+
+/// The addresses to connect from: those given, or towards loopback as many of 127.0.0.0/8 as the connections need.
+fn sources(given: Option<Vec<IpAddr>>, servers: &[Server], connections: u32) -> Vec<IpAddr> {
+    if let Some(given) = given {
+        return given;
+    }
+    if !servers
+        .iter()
+        .all(|server| matches!(server.addr.ip(), IpAddr::V4(ip) if ip.is_loopback()))
+    {
+        return Vec::new();
+    }
+    // A storm churns through ports without end, so it gets the spread of many connections.
+    let count = connections
+        .div_ceil(CONNECTIONS_PER_SOURCE)
+        .clamp(1, LOOPBACK_SOURCES_MAX);
+    let octet = |part: u32| u8::try_from(part % 250 + 1).unwrap_or(1);
+    (0..count)
+        .map(|index| IpAddr::V4(Ipv4Addr::new(127, 1, octet(index / 250), octet(index))))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(line: &str) -> Result<Config> {
+        use clap::Parser as _;
+        let args =
+            Args::try_parse_from(["rtc-loadtest"].into_iter().chain(line.split_whitespace()))?;
+        with_defaults(args)?.try_into()
+    }
+
+    #[test]
+    fn defaults_are_complete_for_every_scenario() {
+        for (line, load) in [
+            ("echo", Load::Closed { depth: 1 }),
+            ("p2p", Load::Open { per_second: 1000.0 }),
+            ("idle", Load::Silent),
+            ("storm", Load::Silent),
+        ] {
+            let config = config(line).unwrap();
+            assert_eq!(config.load, load, "{line}");
+            assert_eq!(config.servers[0].addr, "127.0.0.1:8080".parse().unwrap());
+        }
+    }
+
+    #[test]
+    fn bad_values_name_themselves() {
+        for (line, named) in [
+            ("echo --connections 0", "--connections 0"),
+            ("echo --depth 5000", "--depth 5000"),
+            ("echo --rate 0", "--rate 0"),
+            ("echo --payload 8", "--payload 8"),
+            ("p2p --payload 100", "--payload 100"),
+            ("p2p --connections 3", "--connections 3"),
+            ("p2p --connections 2 --threads 2", "--connections 2"),
+            ("idle --rate 5", "--rate means nothing to idle"),
+            ("idle --depth 5", "--depth means nothing to idle"),
+            ("echo --hold", "--hold means nothing to echo"),
+            ("echo --url http://x:1", "http://x:1"),
+            ("echo --url ws://127.0.0.1", "no port"),
+            ("echo --url wss://127.0.0.1:1", "TLS"),
+            ("echo --duration 10", "10"),
+            ("echo --duration 1ms", "--duration"),
+            ("echo --target p98<1ms", "p98"),
+            ("echo --rate 5 --depth 5", "--depth"),
+            ("walk", "walk"),
+            ("--connections 5", "scenario"),
+        ] {
+            let error = format!("{:#}", config(line).expect_err(line));
+            assert!(error.contains(named), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_print_config_shows_reads_back_as_the_same_run() {
+        use clap::Parser as _;
+        let line = [
+            "rtc-loadtest",
+            "p2p",
+            "--rate",
+            "500",
+            "--target",
+            "p99<10ms",
+            "--seed",
+            "7",
+            "--cpus",
+            "1",
+        ];
+        let args = with_defaults(Args::try_parse_from(line).unwrap()).unwrap();
+        let text = toml::to_string(&args).unwrap();
+        let again: Args = toml::from_str(&text).unwrap();
+        assert_eq!(
+            Config::try_from(again).unwrap(),
+            Config::try_from(args).unwrap()
+        );
+    }
+
+    #[test]
+    fn loopback_sources_grow_with_the_connections() {
+        assert_eq!(config("idle --connections 10000").unwrap().sources.len(), 1);
+        let many = config("idle --connections 3000000").unwrap().sources;
+        assert_eq!(many.len(), 300);
+        assert_eq!(
+            many.iter().collect::<std::collections::BTreeSet<_>>().len(),
+            300
+        );
+    }
+}

@@ -1,0 +1,312 @@
+//! The result of a run, made once from the tally and then written in three forms.
+
+pub(crate) mod json;
+pub(crate) mod text;
+
+use serde::Serialize;
+
+use crate::{
+    args::Scenario,
+    clock::Nanos,
+    config::{Config, Load},
+    recorder::{Latency, Measures},
+    tally::{Causes, Tally},
+    targets::{Judged, Pacing, Quantiles, Verdict, approximate, judge},
+};
+
+const NANOS_PER_MICRO: f64 = 1000.0;
+const NANOS_PER_SECOND: f64 = 1e9;
+
+/// Version of the JSON report.
+const SCHEMA: u32 = 1;
+
+/// What the server's process used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ServerUsage {
+    pub(crate) pid: u32,
+    /// Within the measured window.
+    pub(crate) cpu: Nanos,
+    /// Before the first connection, and when all were open.
+    pub(crate) rss_before_bytes: u64,
+    pub(crate) rss_open_bytes: u64,
+    pub(crate) rss_end_bytes: u64,
+}
+
+/// A whole result, and the exact shape of the JSON report.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) schema: u32,
+    pub(crate) scenario: &'static str,
+    pub(crate) verdict: crate::targets::Outcome,
+    #[serde(rename = "loop")]
+    pub(crate) pacing: &'static str,
+    pub(crate) connections: u32,
+    pub(crate) opened: u64,
+    pub(crate) failed: u64,
+    pub(crate) depth: Option<u32>,
+    pub(crate) payload_bytes: u32,
+    pub(crate) duration_s: f64,
+    pub(crate) warm_up_s: f64,
+    pub(crate) seed: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+    pub(crate) lost: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) reordered: u64,
+    pub(crate) corrupt: u64,
+    pub(crate) misdelivered: u64,
+    pub(crate) refused: u64,
+    pub(crate) accepted: Option<u64>,
+    pub(crate) unconfirmed: Option<u64>,
+    pub(crate) rate: RateReport,
+    pub(crate) connects: ConnectsReport,
+    pub(crate) latency_us: LatencyReport,
+    pub(crate) raw_latency_us: LatencyReport,
+    pub(crate) ack_latency_us: Option<LatencyReport>,
+    pub(crate) handshake_us: LatencyReport,
+    pub(crate) late_sends: u64,
+    pub(crate) missed_slots: u64,
+    pub(crate) errors: Causes,
+    pub(crate) void_reasons: Vec<String>,
+    pub(crate) failures: Vec<String>,
+    pub(crate) targets: Vec<String>,
+    pub(crate) generator: GeneratorReport,
+    pub(crate) server: Option<ServerReport>,
+    #[serde(skip)]
+    pub(crate) measures: Measures,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct RateReport {
+    /// Messages per second asked for; `null` in a closed loop.
+    pub(crate) intended: Option<f64>,
+    /// Messages received per second of the measured window.
+    pub(crate) achieved: f64,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct ConnectsReport {
+    pub(crate) per_second: f64,
+    pub(crate) opening_s: f64,
+}
+
+/// Microseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct LatencyReport {
+    pub(crate) count: u64,
+    pub(crate) p50: f64,
+    pub(crate) p90: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct GeneratorReport {
+    pub(crate) processes: u32,
+    pub(crate) threads: u32,
+    /// Of the cores it was given.
+    pub(crate) cpu_share: f64,
+    pub(crate) cpu_us_per_message: Option<f64>,
+    pub(crate) driver: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct ServerReport {
+    pub(crate) pid: u32,
+    /// Cores in use within the measured window.
+    pub(crate) cpu_cores: f64,
+    pub(crate) cpu_us_per_message: Option<f64>,
+    pub(crate) rss_before_bytes: u64,
+    pub(crate) rss_open_bytes: u64,
+    pub(crate) rss_end_bytes: u64,
+    /// Growth of its memory while the connections were opened, by their number.
+    pub(crate) rss_bytes_per_connection: Option<f64>,
+}
+
+impl Report {
+    /// Judges the run and puts everything that was counted in order.
+    pub(crate) fn new(config: &Config, tally: Tally, server: Option<ServerUsage>) -> Self {
+        let measured_s = approximate(tally.measured) / NANOS_PER_SECOND;
+        let per_second = |count: u64| {
+            if measured_s > 0.0 {
+                approximate(count) / measured_s
+            } else {
+                0.0
+            }
+        };
+        let achieved = per_second(tally.measures.received_in_window);
+        let opening_s = approximate(tally.opening) / NANOS_PER_SECOND;
+        let connects_per_second = if tally.opened_in_window > 0 {
+            per_second(tally.opened_in_window)
+        } else if opening_s > 0.0 {
+            approximate(tally.opened) / opening_s
+        } else {
+            0.0
+        };
+        let cores = f64::from(config.workers());
+        let cpu_share = if measured_s > 0.0 {
+            approximate(tally.cpu) / NANOS_PER_SECOND / measured_s / cores
+        } else {
+            0.0
+        };
+        let failed = tally.failed();
+        let errors = errors(&tally);
+        let Tally {
+            ledger, measures, ..
+        } = tally;
+        let judged = Judged {
+            messages: quantiles(&measures.latency),
+            acks: quantiles(&measures.ack_latency),
+            handshakes: quantiles(&measures.handshake),
+            ledger: ledger.clone(),
+            opened: tally.opened,
+            failed,
+            failures_allowed: config.scenario == Scenario::Storm,
+            rate: achieved,
+            connects_per_second,
+            sends: measures.sends,
+            late_sends: measures.late_sends,
+            missed_slots: measures.missed_slots,
+            cpu_share,
+            pacing: config.load.pacing(),
+            faults: tally.faults,
+        };
+        let Verdict {
+            outcome,
+            void_reasons,
+            failures,
+        } = judge(&judged, &config.targets);
+        let cpu_us_per_message = |cpu: Nanos| {
+            let messages = measures.received_in_window;
+            (messages > 0).then(|| approximate(cpu) / NANOS_PER_MICRO / approximate(messages))
+        };
+        let latency = latency_report(&judged.messages);
+        Self {
+            schema: SCHEMA,
+            scenario: config.scenario.name(),
+            verdict: outcome,
+            pacing: match config.load {
+                Load::Open { .. } => "open",
+                Load::Closed { .. } => "closed",
+                Load::Silent => "none",
+            },
+            connections: config.connections,
+            opened: tally.opened,
+            failed,
+            depth: match config.load {
+                Load::Closed { depth } => Some(depth),
+                Load::Open { .. } | Load::Silent => None,
+            },
+            payload_bytes: config.payload_bytes,
+            duration_s: measured_s,
+            warm_up_s: config.warm_up.as_secs_f64(),
+            seed: config.seed,
+            sent: ledger.sent,
+            received: ledger.received,
+            lost: ledger.lost,
+            duplicated: ledger.duplicated,
+            reordered: ledger.reordered,
+            corrupt: ledger.corrupt,
+            misdelivered: ledger.misdelivered,
+            refused: ledger.refused,
+            accepted: config.sender_acks.then_some(ledger.accepted),
+            unconfirmed: config.sender_acks.then_some(ledger.unconfirmed),
+            rate: RateReport {
+                intended: match config.load {
+                    Load::Open { per_second } => Some(per_second),
+                    Load::Closed { .. } | Load::Silent => None,
+                },
+                achieved,
+            },
+            connects: ConnectsReport {
+                per_second: connects_per_second,
+                opening_s,
+            },
+            latency_us: latency,
+            raw_latency_us: match config.load.pacing() {
+                Pacing::OpenLoop => latency_report(&quantiles(&measures.raw_latency)),
+                // A closed loop has no intended times: a message is due when it leaves.
+                Pacing::ClosedLoop => latency,
+            },
+            ack_latency_us: config.sender_acks.then(|| latency_report(&judged.acks)),
+            handshake_us: latency_report(&judged.handshakes),
+            late_sends: measures.late_sends,
+            missed_slots: measures.missed_slots,
+            errors,
+            void_reasons,
+            failures,
+            targets: config.targets.iter().map(ToString::to_string).collect(),
+            generator: GeneratorReport {
+                processes: config.processes,
+                threads: config.threads,
+                cpu_share,
+                cpu_us_per_message: cpu_us_per_message(tally.cpu),
+                driver: if tally.workers_on_epoll == 0 {
+                    "io_uring"
+                } else {
+                    "epoll"
+                },
+            },
+            server: server.map(|usage| ServerReport {
+                pid: usage.pid,
+                cpu_cores: if tally.measured > 0 {
+                    approximate(usage.cpu) / approximate(tally.measured)
+                } else {
+                    0.0
+                },
+                cpu_us_per_message: cpu_us_per_message(usage.cpu),
+                rss_before_bytes: usage.rss_before_bytes,
+                rss_open_bytes: usage.rss_open_bytes,
+                rss_end_bytes: usage.rss_end_bytes,
+                rss_bytes_per_connection: (tally.opened > 0).then(|| {
+                    let growth =
+                        approximate(usage.rss_open_bytes) - approximate(usage.rss_before_bytes);
+                    growth / approximate(tally.opened)
+                }),
+            }),
+            measures,
+        }
+    }
+
+    /// The process's exit code.
+    pub(crate) fn exit_code(&self) -> u8 {
+        self.verdict.exit_code()
+    }
+}
+
+/// Everything that went wrong, by cause.
+fn errors(tally: &Tally) -> Causes {
+    let mut errors = tally.open_failures.clone();
+    for (cause, count) in &tally.endings {
+        *errors.entry(cause.clone()).or_default() += count;
+    }
+    for (code, count) in &tally.error_replies {
+        *errors.entry(format!("error message: {code}")).or_default() += count;
+    }
+    errors
+}
+
+fn quantiles(latency: &Latency) -> Quantiles {
+    Quantiles {
+        count: latency.count(),
+        p50: latency.quantile(0.5),
+        p90: latency.quantile(0.9),
+        p99: latency.quantile(0.99),
+        p999: latency.quantile(0.999),
+        max: latency.max(),
+    }
+}
+
+fn latency_report(quantiles: &Quantiles) -> LatencyReport {
+    // Tenths of a microsecond are finer than the histogram.
+    let micros = |nanos: Nanos| (approximate(nanos) / NANOS_PER_MICRO * 10.0).round() / 10.0;
+    LatencyReport {
+        count: quantiles.count,
+        p50: micros(quantiles.p50),
+        p90: micros(quantiles.p90),
+        p99: micros(quantiles.p99),
+        p999: micros(quantiles.p999),
+        max: micros(quantiles.max),
+    }
+}

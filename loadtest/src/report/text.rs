@@ -1,0 +1,213 @@
+//! The report for a person at a terminal.
+
+use std::fmt::{self, Write as _};
+
+use super::{LatencyReport, Report};
+use crate::targets::{Outcome, approximate};
+
+/// The whole report as text, ending in a newline.
+pub(crate) fn text(report: &Report) -> String {
+    let mut text = String::new();
+    write(report, &mut text).expect("writing to a string cannot fail");
+    text
+}
+
+fn write(report: &Report, text: &mut String) -> fmt::Result {
+    let loop_kind = match report.pacing {
+        "open" => ", open loop: latency counts from the intended time",
+        "closed" => ", closed loop: latency counts from the send",
+        _ => "",
+    };
+    writeln!(
+        text,
+        "{}: {} connections{loop_kind}",
+        report.scenario,
+        grouped(report.opened)
+    )?;
+    let connects = &report.connects;
+    writeln!(
+        text,
+        "  connects      {}/s ({:.2} s)",
+        grouped_float(connects.per_second),
+        connects.opening_s
+    )?;
+    write_latency(text, "handshake", &report.handshake_us)?;
+    if report.sent > 0 {
+        match (report.rate.intended, report.depth) {
+            (Some(intended), _) => {
+                writeln!(
+                    text,
+                    "  rate          {}/s of {}/s intended",
+                    grouped_float(report.rate.achieved),
+                    grouped_float(intended)
+                )?;
+            }
+            (None, Some(depth)) => {
+                writeln!(
+                    text,
+                    "  rate          {}/s with {depth} in flight per connection",
+                    grouped_float(report.rate.achieved)
+                )?;
+            }
+            (None, None) => {}
+        }
+        write_latency(text, "latency", &report.latency_us)?;
+        if report.pacing == "open" {
+            write_latency(text, "raw latency", &report.raw_latency_us)?;
+        }
+        if let Some(acks) = &report.ack_latency_us {
+            write_latency(text, "sender acks", acks)?;
+        }
+        write_ledger(report, text)?;
+    }
+    write_usage(report, text)?;
+    for (cause, count) in &report.errors {
+        writeln!(text, "  error         {} × {cause}", grouped(*count))?;
+    }
+    let verdict = match report.verdict {
+        Outcome::Pass => "PASS",
+        Outcome::Fail => "FAIL",
+        Outcome::Void => "VOID: the generator fell short, the numbers say nothing about the server",
+    };
+    writeln!(text, "{verdict}")?;
+    for reason in report.void_reasons.iter().chain(&report.failures) {
+        writeln!(text, "  {reason}")?;
+    }
+    Ok(())
+}
+
+fn write_latency(text: &mut String, name: &str, latency: &LatencyReport) -> fmt::Result {
+    if latency.count == 0 {
+        return Ok(());
+    }
+    let LatencyReport {
+        p50,
+        p90,
+        p99,
+        p999,
+        max,
+        ..
+    } = latency;
+    writeln!(
+        text,
+        "  {name:<13} p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
+        micros(*p50),
+        micros(*p90),
+        micros(*p99),
+        micros(*p999),
+        micros(*max)
+    )
+}
+
+fn write_ledger(report: &Report, text: &mut String) -> fmt::Result {
+    writeln!(
+        text,
+        "  ledger        {} sent, {} received: {} lost, {} duplicated, {} reordered, {} corrupt, {} misdelivered, {} refused",
+        grouped(report.sent),
+        grouped(report.received),
+        grouped(report.lost),
+        grouped(report.duplicated),
+        grouped(report.reordered),
+        grouped(report.corrupt),
+        grouped(report.misdelivered),
+        grouped(report.refused),
+    )?;
+    if let (Some(accepted), Some(unconfirmed)) = (report.accepted, report.unconfirmed) {
+        writeln!(
+            text,
+            "  confirmed     {}, {} unconfirmed",
+            grouped(accepted),
+            grouped(unconfirmed)
+        )?;
+    }
+    if report.late_sends > 0 || report.missed_slots > 0 {
+        writeln!(
+            text,
+            "  generator     {} sends late, {} slots missed",
+            grouped(report.late_sends),
+            grouped(report.missed_slots)
+        )?;
+    }
+    Ok(())
+}
+
+fn write_usage(report: &Report, text: &mut String) -> fmt::Result {
+    let generator = &report.generator;
+    write!(
+        text,
+        "  generator     {:.0} % of {} cores",
+        generator.cpu_share * 100.0,
+        generator.processes * generator.threads
+    )?;
+    if let Some(micros) = generator.cpu_us_per_message {
+        write!(text, ", {micros:.2} µs CPU per message")?;
+    }
+    writeln!(text, ", {}", generator.driver)?;
+    if let Some(server) = &report.server {
+        write!(text, "  server        {:.2} cores", server.cpu_cores)?;
+        if let Some(micros) = server.cpu_us_per_message {
+            write!(text, ", {micros:.2} µs CPU per message")?;
+        }
+        write!(
+            text,
+            ", {:.1} MiB resident",
+            approximate(server.rss_open_bytes) / 1_048_576.0
+        )?;
+        if let Some(bytes) = server.rss_bytes_per_connection {
+            write!(text, ", {bytes:.0} bytes per connection")?;
+        }
+        writeln!(text)?;
+    }
+    Ok(())
+}
+
+/// A latency with three figures and its unit.
+pub(crate) fn micros(micros: f64) -> String {
+    match micros {
+        small if small < 100.0 => format!("{small:.1} µs"),
+        small if small < 1000.0 => format!("{small:.0} µs"),
+        middle if middle < 100_000.0 => format!("{:.2} ms", middle / 1000.0),
+        middle if middle < 1_000_000.0 => format!("{:.0} ms", middle / 1000.0),
+        large => format!("{:.2} s", large / 1e6),
+    }
+}
+
+/// `1234567` as `1,234,567`.
+pub(crate) fn grouped(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn grouped_float(value: f64) -> String {
+    if value < 100.0 {
+        return format!("{value:.1}");
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate is neither negative nor beyond 2^64"
+    )]
+    grouped(value.round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_shown_to_be_read() {
+        assert_eq!(grouped(7), "7");
+        assert_eq!(grouped(1234), "1,234");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(micros(1.25), "1.2 µs");
+        assert_eq!(micros(1500.0), "1.50 ms");
+        assert_eq!(micros(2_500_000.0), "2.50 s");
+    }
+}
