@@ -18,14 +18,16 @@ trap 'exit 143' TERM
 start() {
     local name=$1
     shift
+    # The new process opens its files in its own time: an old ready line must not be there to be found.
+    rm -f "$SCRATCH/$name.out" "$SCRATCH/$name.err"
     "$@" >"$SCRATCH/$name.out" 2>"$SCRATCH/$name.err" &
     READY_PID=$!
     STARTED_PIDS+=("$READY_PID")
     local deadline=$((SECONDS + READY_WAIT_SECONDS))
-    until READY_LINE=$(grep -m1 '^ready ' "$SCRATCH/$name.out"); do
+    until READY_LINE=$(grep -s -m1 '^ready ' "$SCRATCH/$name.out"); do
         if ! kill -0 "$READY_PID" 2>/dev/null || ((SECONDS > deadline)); then
             echo "$name did not become ready: $*" >&2
-            cat "$SCRATCH/$name.out" "$SCRATCH/$name.err" >&2
+            cat "$SCRATCH/$name.out" "$SCRATCH/$name.err" >&2 || true
             return 1
         fi
         sleep 0.02
