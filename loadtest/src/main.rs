@@ -42,8 +42,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let outcome = load(Args::parse())
-        .and_then(|config| config.map_or(Ok(0), |config| run(&Arc::new(config))));
+    let outcome = load(Args::parse()).and_then(|config| config.map_or(Ok(0), |config| run(&Arc::new(config))));
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

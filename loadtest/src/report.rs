@@ -129,11 +129,7 @@ impl Report {
     pub(crate) fn new(config: &Config, tally: Tally, server: Option<ServerUsage>) -> Self {
         let measured_s = approximate(tally.measured) / NANOS_PER_SECOND;
         let per_second = |count: u64| {
-            if measured_s > 0.0 {
-                approximate(count) / measured_s
-            } else {
-                0.0
-            }
+            if measured_s > 0.0 { approximate(count) / measured_s } else { 0.0 }
         };
         let achieved = per_second(tally.measures.received_in_window);
         let opening_s = approximate(tally.opening) / NANOS_PER_SECOND;
@@ -145,16 +141,11 @@ impl Report {
             0.0
         };
         let cores = f64::from(config.workers());
-        let cpu_share = if measured_s > 0.0 {
-            approximate(tally.cpu) / NANOS_PER_SECOND / measured_s / cores
-        } else {
-            0.0
-        };
+        let cpu_share =
+            if measured_s > 0.0 { approximate(tally.cpu) / NANOS_PER_SECOND / measured_s / cores } else { 0.0 };
         let failed = tally.failed();
         let errors = errors(&tally);
-        let Tally {
-            ledger, measures, ..
-        } = tally;
+        let Tally { ledger, measures, .. } = tally;
         let judged = Judged {
             messages: quantiles(&measures.latency),
             acks: quantiles(&measures.ack_latency),
@@ -172,11 +163,7 @@ impl Report {
             pacing: config.load.pacing(),
             faults: tally.faults,
         };
-        let Verdict {
-            outcome,
-            void_reasons,
-            failures,
-        } = judge(&judged, &config.targets);
+        let Verdict { outcome, void_reasons, failures } = judge(&judged, &config.targets);
         let cpu_us_per_message = |cpu: Nanos| {
             let messages = measures.received_in_window;
             (messages > 0).then(|| approximate(cpu) / NANOS_PER_MICRO / approximate(messages))
@@ -219,10 +206,7 @@ impl Report {
                 },
                 achieved,
             },
-            connects: ConnectsReport {
-                per_second: connects_per_second,
-                opening_s,
-            },
+            connects: ConnectsReport { per_second: connects_per_second, opening_s },
             latency_us: latency,
             raw_latency_us: match config.load.pacing() {
                 Pacing::OpenLoop => latency_report(&quantiles(&measures.raw_latency)),
@@ -242,26 +226,17 @@ impl Report {
                 threads: config.threads,
                 cpu_share,
                 cpu_us_per_message: cpu_us_per_message(tally.cpu),
-                driver: if tally.workers_on_epoll == 0 {
-                    "io_uring"
-                } else {
-                    "epoll"
-                },
+                driver: if tally.workers_on_epoll == 0 { "io_uring" } else { "epoll" },
             },
             server: server.map(|usage| ServerReport {
                 pid: usage.pid,
-                cpu_cores: if tally.measured > 0 {
-                    approximate(usage.cpu) / approximate(tally.measured)
-                } else {
-                    0.0
-                },
+                cpu_cores: if tally.measured > 0 { approximate(usage.cpu) / approximate(tally.measured) } else { 0.0 },
                 cpu_us_per_message: cpu_us_per_message(usage.cpu),
                 rss_before_bytes: usage.rss_before_bytes,
                 rss_open_bytes: usage.rss_open_bytes,
                 rss_end_bytes: usage.rss_end_bytes,
                 rss_bytes_per_connection: (tally.opened > 0).then(|| {
-                    let growth =
-                        approximate(usage.rss_open_bytes) - approximate(usage.rss_before_bytes);
+                    let growth = approximate(usage.rss_open_bytes) - approximate(usage.rss_before_bytes);
                     growth / approximate(tally.opened)
                 }),
             }),
