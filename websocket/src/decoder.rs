@@ -8,6 +8,7 @@ use crate::error::ProtocolError;
 use crate::frame::{FrameHeader, HEADER_BYTES_MAX, Opcode, Role};
 use crate::mask::{apply_mask, key_at};
 use crate::message::{Message, TextBuffer};
+use crate::utf8;
 
 /// How many fragments in a row may carry nothing.
 pub const EMPTY_FRAGMENTS_MAX: u8 = 64;
@@ -110,6 +111,7 @@ impl Decoder {
     }
 
     /// Takes the next event from `input`, unmasking in place. Without an event all of `input` was absorbed.
+    /// Bytes behind `consumed` are untouched.
     ///
     /// After a Close event or an error this direction is over: further input is absorbed and ignored.
     ///
@@ -118,6 +120,36 @@ impl Decoder {
     /// What the peer did wrong, as soon as the bytes that prove it are there.
     #[inline]
     pub fn decode<'a>(&'a mut self, input: &'a mut [u8]) -> Result<Decoded<'a>, ProtocolError> {
+        if self.state == State::Between
+            && let Some(header) = FrameHeader::decode_message(input, self.role)
+            && header.payload_bytes <= self.message_bytes_max
+            && let consumed = header.header_bytes + header.payload_bytes
+            && let Some(payload) = input.get_mut(header.header_bytes..consumed)
+        {
+            if let Some(key) = header.mask {
+                apply_mask(payload, key);
+            }
+            // Borrowed anew: what is returned must not keep `input` from the other paths.
+            let payload = &input[header.header_bytes..consumed];
+            if !header.is_text {
+                return Ok(Decoded {
+                    consumed,
+                    event: Some(Event::Binary(payload)),
+                });
+            }
+            return match utf8::validate(payload) {
+                Some(text) => Ok(Decoded {
+                    consumed,
+                    event: Some(Event::Text(text)),
+                }),
+                None => Err(self.fail(ProtocolError::InvalidUtf8)),
+            };
+        }
+        self.decode_any(input)
+    }
+
+    /// Whatever is no short message by itself.
+    fn decode_any<'a>(&'a mut self, input: &'a mut [u8]) -> Result<Decoded<'a>, ProtocolError> {
         if self.state == State::Delivered {
             self.held = None;
             self.state = State::Between;
@@ -159,8 +191,7 @@ impl Decoder {
         })
     }
 
-    /// The hot path: one frame that is a message or control frame by itself.
-    #[inline]
+    /// One frame of any kind and length that lies whole in `input`.
     fn take_whole_frame<'a>(
         &mut self,
         input: &'a mut [u8],
@@ -180,9 +211,9 @@ impl Decoder {
             apply_mask(payload, key);
         }
         let event = match header.opcode {
-            Opcode::Text => match simdutf8::basic::from_utf8(payload) {
-                Ok(text) => Event::Text(text),
-                Err(_) => return Err(self.fail(ProtocolError::InvalidUtf8)),
+            Opcode::Text => match utf8::validate(payload) {
+                Some(text) => Event::Text(text),
+                None => return Err(self.fail(ProtocolError::InvalidUtf8)),
             },
             Opcode::Binary | Opcode::Continuation => Event::Binary(payload),
             Opcode::Ping => Event::Ping(payload),
@@ -261,18 +292,15 @@ impl Decoder {
         let held_len = usize::from(self.header_len);
         let len = HEADER_BYTES_MAX.min(held_len + input.len());
         self.header[held_len..len].copy_from_slice(&input[..len - held_len]);
-        match FrameHeader::decode(&self.header[..len], self.role)? {
-            Some((header, header_bytes)) => {
-                self.header_len = 0;
-                // What was held was no whole header, so that this one ends inside the input.
-                Ok((header_bytes - held_len, Some(header)))
-            }
-            None => {
-                self.header_len = u8::try_from(len).expect("a header has at most 14 bytes");
-                self.state = State::Header;
-                Ok((len - held_len, None))
-            }
-        }
+        let Some((header, header_bytes)) = FrameHeader::decode(&self.header[..len], self.role)?
+        else {
+            self.header_len = u8::try_from(len).expect("a header has at most 14 bytes");
+            self.state = State::Header;
+            return Ok((len - held_len, None));
+        };
+        self.header_len = 0;
+        // What was held was no whole header, so that this one ends inside the input.
+        Ok((header_bytes - held_len, Some(header)))
     }
 
     /// Checks a header against the frames before it (§5.4) and against the limits, before anything is allocated.
@@ -340,7 +368,7 @@ impl Decoder {
         };
         match &mut held.message {
             Some(message) if !held.frame.opcode.is_control() => {
-                message.append(payload, end(message))?
+                message.append(payload, end(message))?;
             }
             _ => held.control.extend_from_slice(payload),
         }

@@ -135,7 +135,7 @@ impl FrameHeader {
                 if length >> 63 != 0 {
                     return Err(ProtocolError::LengthTopBitSet);
                 }
-                if length <= u64::from(u16::MAX) {
+                if u16::try_from(length).is_ok() {
                     return Err(ProtocolError::LengthNotMinimal);
                 }
                 (length, rest)
@@ -157,6 +157,48 @@ impl FrameHeader {
             mask,
         };
         Ok(Some((header, bytes.len() - rest.len())))
+    }
+
+    /// The same for the header of most frames there are: a whole data message of less than 64 KiB, masked as `role`
+    /// expects. `None` says nothing; ask [`FrameHeader::decode`].
+    #[inline]
+    pub(crate) fn decode_message(bytes: &[u8], role: Role) -> Option<MessageHeader> {
+        const TEXT: u8 = FIN_BIT | Opcode::Text as u8;
+        const BINARY: u8 = FIN_BIT | Opcode::Binary as u8;
+        let ([first @ (TEXT | BINARY), second], rest) = bytes.split_first_chunk()? else {
+            return None;
+        };
+        let mask_bit = match role {
+            Role::Server => MASK_BIT,
+            Role::Client => 0,
+        };
+        // Wraps beyond every length where the bit is not as it should be.
+        let (payload_bytes, rest) = match second ^ mask_bit {
+            length @ 0..LENGTH_IS_U16 => (usize::from(length), rest),
+            LENGTH_IS_U16 => {
+                let (length, rest) = rest.split_first_chunk()?;
+                let length = u16::from_be_bytes(*length);
+                if length < u16::from(LENGTH_IS_U16) {
+                    return None;
+                }
+                (usize::from(length), rest)
+            }
+            _ => return None,
+        };
+        let (mask, rest) = match role {
+            Role::Server => {
+                let (key, rest) = rest.split_first_chunk()?;
+                (Some(*key), rest)
+            }
+            Role::Client => (None, rest),
+        };
+        let header_bytes = bytes.len() - rest.len();
+        Some(MessageHeader {
+            is_text: *first == TEXT,
+            mask,
+            header_bytes,
+            payload_bytes,
+        })
     }
 
     /// Writes the header to the front of `out` and returns its length in bytes.
@@ -192,6 +234,14 @@ impl FrameHeader {
         }
         len
     }
+}
+
+/// See [`FrameHeader::decode_message`].
+pub(crate) struct MessageHeader {
+    pub(crate) is_text: bool,
+    pub(crate) mask: Option<[u8; 4]>,
+    pub(crate) header_bytes: usize,
+    pub(crate) payload_bytes: usize,
 }
 
 /// Length in bytes of the header of an unmasked frame with this payload, for callers that leave room for it.

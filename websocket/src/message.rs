@@ -5,6 +5,7 @@
 
 use crate::decoder::Event;
 use crate::error::ProtocolError;
+use crate::utf8;
 
 /// The buffer grows by at least this and by at most as much again as it holds: an announced length reserves nothing.
 const GROWTH_BYTES_MIN: usize = 1024;
@@ -97,7 +98,7 @@ impl TextBuffer {
     fn append(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
         let payload = self.complete_partial(payload)?;
         let (whole, partial) = payload.split_at(payload.len() - incomplete_tail_len(payload));
-        let whole = simdutf8::basic::from_utf8(whole).map_err(|_| ProtocolError::InvalidUtf8)?;
+        let whole = utf8::validate(whole).ok_or(ProtocolError::InvalidUtf8)?;
         self.text.push_str(whole);
         if !partial.is_empty() {
             // RFC 6455 §8.1: fail at the first byte that no continuation can mend, such as the surrogates' ED A0.

@@ -15,7 +15,7 @@ pub fn query_pairs(query: &str) -> QueryPairs<'_> {
     }
 }
 
-/// The pairs of a query: `a=1&b` yields (`a`, `1`) and (`b`, ``). Ends after the first error.
+/// The pairs of a query: `a=1&b` yields `("a", "1")` and `("b", "")`. Ends after the first error.
 #[derive(Clone, Debug)]
 pub struct QueryPairs<'a> {
     rest: &'a str,
@@ -121,10 +121,7 @@ mod tests {
     #[test]
     fn the_number_of_pairs_is_limited() {
         let query = "a=b&".repeat(QUERY_PAIRS_MAX);
-        assert_eq!(
-            query_pairs(&query).filter(Result::is_ok).count(),
-            QUERY_PAIRS_MAX
-        );
+        assert_eq!(query_pairs(&query).flatten().count(), QUERY_PAIRS_MAX);
         let query = "a=b&".repeat(QUERY_PAIRS_MAX + 2);
         let last = query_pairs(&query).last();
         assert_eq!(
@@ -146,7 +143,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_comes_back_from_its_escapes(text: String) {
-            let escaped: String = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
+            let escaped = text.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>().concat();
             prop_assert_eq!(percent_decode(&escaped), Ok(Cow::Owned::<str>(text)));
         }
 
