@@ -3,8 +3,9 @@
 mod toy;
 
 use std::{
+    io::Read as _,
     net::SocketAddr,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use sonic_rs::{JsonValueTrait as _, Value};
@@ -200,6 +201,82 @@ fn a_storm_counts_what_was_accepted() {
         report["errors"]["refused: 503"].as_u64().unwrap() > 1,
         "{report}"
     );
+}
+
+#[test]
+fn several_processes_add_up_to_one_run() {
+    let line = "p2p --connections 12 --rate 1500 --processes 3 --sender-acks --duration 400ms --warm-up 0s";
+    let (code, report) = steady_report(line, Fault::None);
+    assert_eq!(code, 0, "{report}");
+    assert_eq!(
+        (count(&report, "opened"), count(&report, "sent")),
+        (12, 600),
+        "{report}"
+    );
+    assert_eq!(count(&report, "accepted"), 600);
+    assert!(
+        report["latency_us"]["count"].as_u64().unwrap() > 500,
+        "{report}"
+    );
+}
+
+#[test]
+fn an_interrupted_run_still_reports() {
+    let server = serve(Fault::None);
+    for processes in ["1", "2"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_rtc-loadtest"))
+            .args([
+                "echo",
+                "--connections",
+                "4",
+                "--duration",
+                "1h",
+                "--json",
+                "-",
+                "--processes",
+                processes,
+            ])
+            .args(["--url", &format!("ws://{server}")])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Interrupted wherever it happens to be: connecting, warming up or measuring.
+        while !catches_interrupts(child.id()) {
+            std::thread::yield_now();
+        }
+        assert!(
+            Command::new("kill")
+                .args(["-INT", &child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let mut text = String::new();
+        child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut text)
+            .unwrap();
+        child.wait().unwrap();
+        let report: Value = sonic_rs::from_str(&text).unwrap();
+        assert_eq!(
+            count(&report, "sent"),
+            count(&report, "received"),
+            "{report}"
+        );
+    }
+}
+
+fn catches_interrupts(process: u32) -> bool {
+    const SIGINT_BIT: u64 = 1 << 1;
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigCgt:"))
+        .unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & SIGINT_BIT != 0
 }
 
 #[test]
