@@ -141,14 +141,11 @@ fn follow(
         }
         thread::sleep(until_next_look(now, window));
     }
-    let ((start, before), (end, after)) = match (at_measure, at_end) {
-        (Some(measure), Some(end)) => (measure, end),
-        _ => {
-            return Cpu {
-                used: 0,
-                measured: 0,
-            };
-        }
+    let (Some((start, before)), Some((end, after))) = (at_measure, at_end) else {
+        return Cpu {
+            used: 0,
+            measured: 0,
+        };
     };
     Cpu {
         used: after - before,
