@@ -1,1 +1,23 @@
-//! Skeleton.
+//! The socket node: it keeps one WebSocket per client and passes messages between clients, in order, losing none that
+//! it accepted.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`node`] | start, run, stop |
+//! | [`shard`] | a pinned thread and the clients whose home it is |
+//! | [`protocol`] | the client protocol as values |
+//! | [`routing`] | which node a message is for |
+//! | [`store`] | replay buffers |
+//! | [`metrics`] | what is counted |
+//! | [`publish`] | who waits for what became of a published message |
+//! | [`page`] | the page at `/` |
+
+pub mod metrics;
+pub mod node;
+pub mod page;
+pub mod protocol;
+pub mod publish;
+pub mod routing;
+pub mod shard;
+pub mod store;
+mod sys;

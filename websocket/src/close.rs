@@ -89,11 +89,7 @@ impl<'a> CloseFrame<'a> {
     /// Half a code, a code that must not be sent, a reason that is not UTF-8.
     pub fn decode(payload: &'a [u8]) -> Result<Option<Self>, ProtocolError> {
         let Some((code, reason)) = payload.split_first_chunk::<2>() else {
-            return if payload.is_empty() {
-                Ok(None)
-            } else {
-                Err(ProtocolError::CloseTooShort)
-            };
+            return if payload.is_empty() { Ok(None) } else { Err(ProtocolError::CloseTooShort) };
         };
         let code = CloseCode(u16::from_be_bytes(*code));
         if !code.is_valid_on_the_wire() {
@@ -139,25 +135,10 @@ mod tests {
 
     #[test]
     fn only_registered_and_private_codes_are_valid_on_the_wire() {
-        for number in [
-            1000, 1001, 1002, 1003, 1007, 1011, 1012, 1014, 3000, 3999, 4000, 4100, 4999,
-        ] {
+        for number in [1000, 1001, 1002, 1003, 1007, 1011, 1012, 1014, 3000, 3999, 4000, 4100, 4999] {
             assert!(CloseCode::new(number).is_valid_on_the_wire(), "{number}");
         }
-        for number in [
-            0,
-            999,
-            1004,
-            1005,
-            1006,
-            1015,
-            1016,
-            1100,
-            2000,
-            2999,
-            5000,
-            u16::MAX,
-        ] {
+        for number in [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, u16::MAX] {
             assert!(!CloseCode::new(number).is_valid_on_the_wire(), "{number}");
         }
     }
@@ -173,9 +154,6 @@ mod tests {
 
     #[test]
     fn a_code_that_may_not_be_sent_gives_an_empty_close() {
-        assert_eq!(
-            CloseFrame::decode(ClosePayload::new(CloseCode::ABNORMAL, "lost").as_bytes()),
-            Ok(None)
-        );
+        assert_eq!(CloseFrame::decode(ClosePayload::new(CloseCode::ABNORMAL, "lost").as_bytes()), Ok(None));
     }
 }

@@ -132,16 +132,10 @@ impl Decoder {
             // Borrowed anew: what is returned must not keep `input` from the other paths.
             let payload = &input[header.header_bytes..consumed];
             if !header.is_text {
-                return Ok(Decoded {
-                    consumed,
-                    event: Some(Event::Binary(payload)),
-                });
+                return Ok(Decoded { consumed, event: Some(Event::Binary(payload)) });
             }
             return match utf8::validate(payload) {
-                Some(text) => Ok(Decoded {
-                    consumed,
-                    event: Some(Event::Text(text)),
-                }),
+                Some(text) => Ok(Decoded { consumed, event: Some(Event::Text(text)) }),
                 None => Err(self.fail(ProtocolError::InvalidUtf8)),
             };
         }
@@ -186,9 +180,9 @@ impl Decoder {
     /// Bytes of memory behind a message or control frame that is arriving in parts: at most the message limit plus the
     /// 125 bytes of a control frame.
     pub fn held_bytes(&self) -> usize {
-        self.held.as_ref().map_or(0, |held| {
-            held.control.capacity() + held.message.as_ref().map_or(0, Message::capacity)
-        })
+        self.held
+            .as_ref()
+            .map_or(0, |held| held.control.capacity() + held.message.as_ref().map_or(0, Message::capacity))
     }
 
     /// One frame of any kind and length that lies whole in `input`.
@@ -223,10 +217,7 @@ impl Decoder {
                 Event::Close(CloseFrame::decode(payload)?)
             }
         };
-        Ok(Decoded {
-            consumed,
-            event: Some(event),
-        })
+        Ok(Decoded { consumed, event: Some(event) })
     }
 
     /// The general path: headers, payloads and messages cut anywhere.
@@ -240,9 +231,7 @@ impl Decoder {
         let control = held.map_or(&[][..], |held| &held.control);
         let event = match completed {
             Completed::Nothing => None,
-            Completed::Message => held
-                .and_then(|held| held.message.as_ref())
-                .map(Message::as_event),
+            Completed::Message => held.and_then(|held| held.message.as_ref()).map(Message::as_event),
             Completed::Control(Opcode::Ping) => Some(Event::Ping(control)),
             Completed::Control(Opcode::Pong) => Some(Event::Pong(control)),
             Completed::Control(_) => Some(Event::Close(CloseFrame::decode(control)?)),
@@ -285,15 +274,11 @@ impl Decoder {
     }
 
     /// Adds `input` to the unfinished header: how many bytes it took, and the header once it is complete.
-    fn absorb_header(
-        &mut self,
-        input: &[u8],
-    ) -> Result<(usize, Option<FrameHeader>), ProtocolError> {
+    fn absorb_header(&mut self, input: &[u8]) -> Result<(usize, Option<FrameHeader>), ProtocolError> {
         let held_len = usize::from(self.header_len);
         let len = HEADER_BYTES_MAX.min(held_len + input.len());
         self.header[held_len..len].copy_from_slice(&input[..len - held_len]);
-        let Some((header, header_bytes)) = FrameHeader::decode(&self.header[..len], self.role)?
-        else {
+        let Some((header, header_bytes)) = FrameHeader::decode(&self.header[..len], self.role)? else {
             self.header_len = u8::try_from(len).expect("a header has at most 14 bytes");
             self.state = State::Header;
             return Ok((len - held_len, None));
@@ -305,11 +290,7 @@ impl Decoder {
 
     /// Checks a header against the frames before it (§5.4) and against the limits, before anything is allocated.
     fn begin_frame(&mut self, header: &FrameHeader) -> Result<(), ProtocolError> {
-        let message_len = self
-            .held
-            .as_ref()
-            .and_then(|held| held.message.as_ref())
-            .map(Message::len);
+        let message_len = self.held.as_ref().and_then(|held| held.message.as_ref()).map(Message::len);
         match (header.opcode, message_len) {
             (Opcode::Continuation, None) => return Err(ProtocolError::UnexpectedContinuation),
             (Opcode::Text | Opcode::Binary, Some(_)) => {
@@ -317,26 +298,13 @@ impl Decoder {
             }
             _ => {}
         }
-        let held_bytes = if header.opcode.is_control() {
-            0
-        } else {
-            message_len.unwrap_or(0)
-        };
+        let held_bytes = if header.opcode.is_control() { 0 } else { message_len.unwrap_or(0) };
         let total_bytes = header.payload_bytes.saturating_add(held_bytes as u64);
         let remaining_bytes = match usize::try_from(header.payload_bytes) {
-            Ok(bytes)
-                if header.opcode.is_control() || total_bytes <= self.message_bytes_max as u64 =>
-            {
-                bytes
-            }
+            Ok(bytes) if header.opcode.is_control() || total_bytes <= self.message_bytes_max as u64 => bytes,
             _ => return Err(too_long(total_bytes, self.message_bytes_max)),
         };
-        let frame = FrameInProgress {
-            fin: header.fin,
-            opcode: header.opcode,
-            mask: header.mask,
-            remaining_bytes,
-        };
+        let frame = FrameInProgress { fin: header.fin, opcode: header.opcode, mask: header.mask, remaining_bytes };
         match &mut self.held {
             Some(held) => held.frame = frame,
             None => self.held = Some(Box::new(Held::new(frame))),
@@ -360,11 +328,7 @@ impl Decoder {
         }
         // The last fragment tells where the message ends: no room is made beyond that.
         let end = |message: &Message| {
-            if held.frame.fin {
-                message.len() + held.frame.remaining_bytes
-            } else {
-                message_bytes_max
-            }
+            if held.frame.fin { message.len() + held.frame.remaining_bytes } else { message_bytes_max }
         };
         match &mut held.message {
             Some(message) if !held.frame.opcode.is_control() => {
@@ -408,12 +372,7 @@ impl Decoder {
 
 impl Held {
     fn new(frame: FrameInProgress) -> Self {
-        Self {
-            frame,
-            control: Vec::new(),
-            message: None,
-            empty_fragments: 0,
-        }
+        Self { frame, control: Vec::new(), message: None, empty_fragments: 0 }
     }
 
     /// Makes the place where the payload of `frame` goes.
@@ -433,9 +392,7 @@ impl Held {
         }
         self.empty_fragments += 1;
         if self.empty_fragments > EMPTY_FRAGMENTS_MAX {
-            return Err(ProtocolError::TooManyEmptyFragments {
-                limit: EMPTY_FRAGMENTS_MAX,
-            });
+            return Err(ProtocolError::TooManyEmptyFragments { limit: EMPTY_FRAGMENTS_MAX });
         }
         Ok(())
     }

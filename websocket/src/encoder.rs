@@ -33,21 +33,12 @@ pub fn encode_masked_frame(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8], ke
 /// Appends an unmasked Close frame. The reason is cut to 123 bytes, between characters; a code that may not be sent
 /// (1005, 1006, 1015, …) gives a Close frame without code.
 pub fn encode_close(out: &mut Vec<u8>, code: CloseCode, reason: &str) {
-    encode_frame(
-        out,
-        Opcode::Close,
-        ClosePayload::new(code, reason).as_bytes(),
-    );
+    encode_frame(out, Opcode::Close, ClosePayload::new(code, reason).as_bytes());
 }
 
 /// Appends a masked Close frame, otherwise as [`encode_close`].
 pub fn encode_masked_close(out: &mut Vec<u8>, code: CloseCode, reason: &str, key: [u8; 4]) {
-    encode_masked_frame(
-        out,
-        Opcode::Close,
-        ClosePayload::new(code, reason).as_bytes(),
-        key,
-    );
+    encode_masked_frame(out, Opcode::Close, ClosePayload::new(code, reason).as_bytes(), key);
 }
 
 #[inline]
@@ -55,13 +46,7 @@ fn begin(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize, mask: Option<[
     out.reserve(HEADER_BYTES_MAX + payload_bytes);
     let mut header = [0; HEADER_BYTES_MAX];
     // Lossless: an allocation has less than 2^63 bytes.
-    let header_len = FrameHeader {
-        fin: true,
-        opcode,
-        payload_bytes: payload_bytes as u64,
-        mask,
-    }
-    .encode(&mut header);
+    let header_len = FrameHeader { fin: true, opcode, payload_bytes: payload_bytes as u64, mask }.encode(&mut header);
     // Two constant lengths instead of one that varies: no call to copy two bytes.
     if header_len == 2 {
         out.extend_from_slice(&header[..2]);
@@ -82,12 +67,7 @@ mod tests {
 
         out.clear();
         encode_masked_frame(&mut out, Opcode::Text, b"Hello", [0x37, 0xfa, 0x21, 0x3d]);
-        assert_eq!(
-            out,
-            [
-                0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58
-            ]
-        );
+        assert_eq!(out, [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]);
 
         out.clear();
         begin_frame(&mut out, Opcode::Binary, 256);

@@ -167,11 +167,7 @@ impl UpgradeError {
         match self.status() {
             405 => &[("Allow", "GET")],
             // RFC 9110 §15.5.22 and RFC 6455 §4.2.2: name what would be accepted.
-            426 => &[
-                ("Connection", "close, upgrade"),
-                ("Upgrade", "websocket"),
-                ("Sec-WebSocket-Version", "13"),
-            ],
+            426 => &[("Connection", "close, upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")],
             _ => &[],
         }
     }

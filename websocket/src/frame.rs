@@ -97,8 +97,7 @@ impl FrameHeader {
             return Err(ProtocolError::ReservedBitsSet);
         }
         let opcode_bits = first & OPCODE_BITS;
-        let opcode =
-            Opcode::from_bits(opcode_bits).ok_or(ProtocolError::UnknownOpcode(opcode_bits))?;
+        let opcode = Opcode::from_bits(opcode_bits).ok_or(ProtocolError::UnknownOpcode(opcode_bits))?;
         let fin = first & FIN_BIT != 0;
         let is_masked = second & MASK_BIT != 0;
         match role {
@@ -150,12 +149,7 @@ impl FrameHeader {
         } else {
             (None, rest)
         };
-        let header = Self {
-            fin,
-            opcode,
-            payload_bytes,
-            mask,
-        };
+        let header = Self { fin, opcode, payload_bytes, mask };
         Ok(Some((header, bytes.len() - rest.len())))
     }
 
@@ -193,12 +187,7 @@ impl FrameHeader {
             Role::Client => (None, rest),
         };
         let header_bytes = bytes.len() - rest.len();
-        Some(MessageHeader {
-            is_text: *first == TEXT,
-            mask,
-            header_bytes,
-            payload_bytes,
-        })
+        Some(MessageHeader { is_text: *first == TEXT, mask, header_bytes, payload_bytes })
     }
 
     /// Writes the header to the front of `out` and returns its length in bytes.
@@ -212,10 +201,7 @@ impl FrameHeader {
         let mask_bit = if self.mask.is_some() { MASK_BIT } else { 0 };
         out[0] = self.opcode as u8 | if self.fin { FIN_BIT } else { 0 };
         let mut len = 2;
-        match (
-            u8::try_from(self.payload_bytes),
-            u16::try_from(self.payload_bytes),
-        ) {
+        match (u8::try_from(self.payload_bytes), u16::try_from(self.payload_bytes)) {
             (Ok(short), _) if short < LENGTH_IS_U16 => out[1] = mask_bit | short,
             (_, Ok(medium)) => {
                 out[1] = mask_bit | LENGTH_IS_U16;
@@ -259,32 +245,14 @@ mod tests {
 
     #[test]
     fn every_length_comes_back_from_its_shortest_header() {
-        for payload_bytes in [
-            0,
-            1,
-            125,
-            126,
-            127,
-            65_535,
-            65_536,
-            u64::from(u32::MAX),
-            (1 << 63) - 1,
-        ] {
+        for payload_bytes in [0, 1, 125, 126, 127, 65_535, 65_536, u64::from(u32::MAX), (1 << 63) - 1] {
             for (mask, role) in [(None, Role::Client), (Some([1, 2, 3, 4]), Role::Server)] {
-                let header = FrameHeader {
-                    fin: true,
-                    opcode: Opcode::Binary,
-                    payload_bytes,
-                    mask,
-                };
+                let header = FrameHeader { fin: true, opcode: Opcode::Binary, payload_bytes, mask };
                 let mut out = [0; HEADER_BYTES_MAX];
                 let len = header.encode(&mut out);
                 let unmasked = header_bytes(usize::try_from(payload_bytes).unwrap());
                 assert_eq!(len, unmasked + mask.map_or(0, |key| key.len()));
-                assert_eq!(
-                    FrameHeader::decode(&out[..len], role),
-                    Ok(Some((header, len)))
-                );
+                assert_eq!(FrameHeader::decode(&out[..len], role), Ok(Some((header, len))));
                 for short in 0..len {
                     assert_eq!(FrameHeader::decode(&out[..short], role), Ok(None));
                 }

@@ -37,28 +37,18 @@ const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const VERSION: &str = "13";
 
 /// The `Sec-WebSocket-Accept` that belongs to a `Sec-WebSocket-Key` (§4.2.2).
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "base64 of a fixed length always fits"
-)]
+#[expect(clippy::missing_panics_doc, reason = "base64 of a fixed length always fits")]
 pub fn accept_key(key: &str) -> [u8; ACCEPT_BYTES] {
-    let digest = Sha1::new()
-        .chain_update(key)
-        .chain_update(ACCEPT_GUID)
-        .finalize();
+    let digest = Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize();
     let mut accept = [0; ACCEPT_BYTES];
-    let len = STANDARD
-        .encode_slice(digest, &mut accept)
-        .expect("20 bytes are 28 in base64");
+    let len = STANDARD.encode_slice(digest, &mut accept).expect("20 bytes are 28 in base64");
     debug_assert!(len == ACCEPT_BYTES);
     accept
 }
 
 /// Whether a comma-separated header value names `token`, in any case (RFC 9110 §5.6.1).
 fn names_token(value: &[u8], token: &str) -> bool {
-    value
-        .split(|byte| *byte == b',')
-        .any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+    value.split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
 }
 
 /// Appends `name: value` as a header line. Bytes that would end the line become spaces, so that no value, wherever it
@@ -71,13 +61,7 @@ fn push_header(out: &mut Vec<u8>, name: &str, value: &str) {
 }
 
 fn push_line_part(out: &mut Vec<u8>, text: &str) {
-    out.extend(text.bytes().map(|byte| {
-        if matches!(byte, b'\r' | b'\n' | 0) {
-            b' '
-        } else {
-            byte
-        }
-    }));
+    out.extend(text.bytes().map(|byte| if matches!(byte, b'\r' | b'\n' | 0) { b' ' } else { byte }));
 }
 
 #[cfg(test)]
@@ -86,10 +70,7 @@ mod tests {
 
     #[test]
     fn the_accept_key_of_rfc_6455_section_1_3() {
-        assert_eq!(
-            &accept_key("dGhlIHNhbXBsZSBub25jZQ=="),
-            b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-        );
+        assert_eq!(&accept_key("dGhlIHNhbXBsZSBub25jZQ=="), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]

@@ -27,9 +27,7 @@ mod utf8;
 
 pub use close::{CloseCode, CloseFrame};
 pub use decoder::{Decoded, Decoder, Event};
-pub use encoder::{
-    begin_frame, encode_close, encode_frame, encode_masked_close, encode_masked_frame,
-};
+pub use encoder::{begin_frame, encode_close, encode_frame, encode_masked_close, encode_masked_frame};
 pub use error::{ProtocolError, QueryError, RequestError, ResponseError, UpgradeError};
 pub use frame::{FrameHeader, Opcode, Role};
 pub use mask::apply_mask;

@@ -25,12 +25,7 @@ pub fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
 #[inline]
 pub const fn key_at(key: [u8; 4], offset: usize) -> [u8; 4] {
     let phase = offset % 4;
-    [
-        key[phase],
-        key[(phase + 1) % 4],
-        key[(phase + 2) % 4],
-        key[(phase + 3) % 4],
-    ]
+    [key[phase], key[(phase + 1) % 4], key[(phase + 2) % 4], key[(phase + 3) % 4]]
 }
 
 #[cfg(test)]

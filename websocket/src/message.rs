@@ -35,17 +35,8 @@ impl Message {
     }
 
     /// Appends unmasked payload. The message will have at most `message_bytes_max` bytes when it is complete.
-    pub(crate) fn append(
-        &mut self,
-        payload: &[u8],
-        message_bytes_max: usize,
-    ) -> Result<(), ProtocolError> {
-        let growth = growth(
-            self.len(),
-            self.capacity(),
-            payload.len(),
-            message_bytes_max,
-        );
+    pub(crate) fn append(&mut self, payload: &[u8], message_bytes_max: usize) -> Result<(), ProtocolError> {
+        let growth = growth(self.len(), self.capacity(), payload.len(), message_bytes_max);
         match self {
             Self::Text(buffer) => {
                 buffer.text.reserve_exact(growth);
@@ -106,8 +97,7 @@ impl TextBuffer {
                 return Err(ProtocolError::InvalidUtf8);
             }
             self.partial[..partial.len()].copy_from_slice(partial);
-            self.partial_len = u8::try_from(partial.len())
-                .expect("an incomplete character has at most three bytes");
+            self.partial_len = u8::try_from(partial.len()).expect("an incomplete character has at most three bytes");
         }
         Ok(())
     }
@@ -135,8 +125,7 @@ impl TextBuffer {
 
 /// Whether further bytes could make `bytes` (one to three of them) a character.
 fn is_character_prefix(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes)
-        .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    std::str::from_utf8(bytes).is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
 }
 
 /// Length of the character at the end of `bytes` that is begun there and not ended, or 0.
@@ -164,9 +153,7 @@ mod tests {
     /// How many bytes of `bytes`, fed one at a time, are taken before the refusal; `None` when all are.
     fn refused_at(bytes: &[u8]) -> Option<usize> {
         let mut buffer = TextBuffer::default();
-        bytes
-            .iter()
-            .position(|byte| buffer.append(&[*byte]).is_err())
+        bytes.iter().position(|byte| buffer.append(&[*byte]).is_err())
     }
 
     #[test]

@@ -25,9 +25,7 @@ pub(crate) fn validate(payload: &[u8]) -> Option<&str> {
 fn is_ascii(payload: &[u8]) -> bool {
     const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
     let (words, tail) = payload.as_chunks::<8>();
-    let words = words
-        .iter()
-        .fold(0, |all, word| all | u64::from_ne_bytes(*word));
+    let words = words.iter().fold(0, |all, word| all | u64::from_ne_bytes(*word));
     let tail = tail.iter().fold(0, |all, byte| all | byte);
     words & HIGH_BITS == 0 && tail < 0x80
 }

@@ -3,8 +3,7 @@
 use proptest::prelude::*;
 use rtc_websocket::frame::{CONTROL_PAYLOAD_BYTES_MAX, HEADER_BYTES_MAX};
 use rtc_websocket::{
-    Decoder, Event, FrameHeader, Opcode, ProtocolError, Role, apply_mask, encode_frame,
-    encode_masked_frame,
+    Decoder, Event, FrameHeader, Opcode, ProtocolError, Role, apply_mask, encode_frame, encode_masked_frame,
 };
 
 const LIMIT: usize = 4096;
@@ -21,21 +20,12 @@ struct Frame {
 
 impl Frame {
     fn new(fin: bool, opcode: Opcode, payload: impl Into<Vec<u8>>) -> Self {
-        Self {
-            fin,
-            opcode,
-            payload: payload.into(),
-        }
+        Self { fin, opcode, payload: payload.into() }
     }
 
     fn write(&self, role: Role, key: [u8; 4], out: &mut Vec<u8>) {
         let mask = (role == Role::Server).then_some(key);
-        let header = FrameHeader {
-            fin: self.fin,
-            opcode: self.opcode,
-            payload_bytes: self.payload.len() as u64,
-            mask,
-        };
+        let header = FrameHeader { fin: self.fin, opcode: self.opcode, payload_bytes: self.payload.len() as u64, mask };
         let mut bytes = [0; HEADER_BYTES_MAX];
         let len = header.encode(&mut bytes);
         out.extend_from_slice(&bytes[..len]);
@@ -80,10 +70,7 @@ fn owned(event: Event<'_>) -> (Opcode, Vec<u8>) {
         Event::Binary(bytes) => (Opcode::Binary, bytes.into()),
         Event::Ping(bytes) => (Opcode::Ping, bytes.into()),
         Event::Pong(bytes) => (Opcode::Pong, bytes.into()),
-        Event::Close(frame) => (
-            Opcode::Close,
-            frame.map_or(vec![], |frame| frame.reason.into()),
-        ),
+        Event::Close(frame) => (Opcode::Close, frame.map_or(vec![], |frame| frame.reason.into())),
     }
 }
 
@@ -123,10 +110,7 @@ fn cut<'a>(bytes: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
     let mut offsets: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
     offsets.extend([0, bytes.len()]);
     offsets.sort_unstable();
-    offsets
-        .windows(2)
-        .map(|pair| &bytes[pair[0]..pair[1]])
-        .collect()
+    offsets.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect()
 }
 
 #[test]
@@ -136,12 +120,7 @@ fn the_script_is_read_as_written() {
         let (events, error) = decode(role, [&script(role)[..]]);
         assert_eq!(error, None);
         let opcodes: Vec<Opcode> = events.iter().map(|(opcode, _)| *opcode).collect();
-        assert_eq!(
-            opcodes,
-            [
-                Text, Binary, Text, Ping, Pong, Text, Binary, Ping, Text, Binary, Close
-            ]
-        );
+        assert_eq!(opcodes, [Text, Binary, Text, Ping, Pong, Text, Binary, Ping, Text, Binary, Close]);
         assert_eq!(events[5].1, "κ\u{1f79}😀.".as_bytes());
     }
 }
@@ -156,11 +135,7 @@ fn every_split_gives_the_same_events() {
             assert_eq!(decode(role, [front, back]), whole, "{role:?} split at {at}");
         }
         for size in 1..20 {
-            assert_eq!(
-                decode(role, bytes.chunks(size)),
-                whole,
-                "{role:?} in chunks of {size}"
-            );
+            assert_eq!(decode(role, bytes.chunks(size)), whole, "{role:?} in chunks of {size}");
         }
     }
 }
@@ -174,15 +149,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         1 => Just(Opcode::Pong),
     ];
     let byte = prop_oneof![any::<u8>(), Just(b'a'), Just(0xe2), Just(0x82), Just(0xac)];
-    let payload = prop_oneof![
-        prop::collection::vec(byte, 0..8),
-        "[a-zé€😀]{0,60}".prop_map(String::into_bytes)
-    ];
-    (any::<bool>(), opcode, payload).prop_map(|(fin, opcode, payload)| Frame {
-        fin,
-        opcode,
-        payload,
-    })
+    let payload = prop_oneof![prop::collection::vec(byte, 0..8), "[a-zé€😀]{0,60}".prop_map(String::into_bytes)];
+    (any::<bool>(), opcode, payload).prop_map(|(fin, opcode, payload)| Frame { fin, opcode, payload })
 }
 
 fn any_role() -> impl Strategy<Value = Role> {

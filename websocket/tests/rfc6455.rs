@@ -3,8 +3,8 @@
 use rtc_websocket::decoder::EMPTY_FRAGMENTS_MAX;
 use rtc_websocket::frame::HEADER_BYTES_MAX;
 use rtc_websocket::{
-    CloseCode, CloseFrame, Decoder, Event, FrameHeader, Opcode, ProtocolError, Role, apply_mask,
-    encode_close, encode_masked_close,
+    CloseCode, CloseFrame, Decoder, Event, FrameHeader, Opcode, ProtocolError, Role, apply_mask, encode_close,
+    encode_masked_close,
 };
 
 const LIMIT: usize = 1 << 20;
@@ -27,9 +27,7 @@ impl From<Event<'_>> for Owned {
             Event::Binary(bytes) => Self::Binary(bytes.into()),
             Event::Ping(bytes) => Self::Ping(bytes.into()),
             Event::Pong(bytes) => Self::Pong(bytes.into()),
-            Event::Close(frame) => {
-                Self::Close(frame.map(|frame| (frame.code.number(), frame.reason.into())))
-            }
+            Event::Close(frame) => Self::Close(frame.map(|frame| (frame.code.number(), frame.reason.into()))),
         }
     }
 }
@@ -41,12 +39,7 @@ fn text(text: &str) -> Owned {
 /// A whole or partial frame as its sender would write it; `first` holds FIN, reserved bits and opcode.
 fn frame(role: Role, first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = (role == Role::Server).then_some(KEY);
-    let header = FrameHeader {
-        fin: true,
-        opcode: Opcode::Binary,
-        payload_bytes: payload.len() as u64,
-        mask,
-    };
+    let header = FrameHeader { fin: true, opcode: Opcode::Binary, payload_bytes: payload.len() as u64, mask };
     let mut bytes = [0; HEADER_BYTES_MAX];
     let len = header.encode(&mut bytes);
     bytes[0] = first;
@@ -78,27 +71,15 @@ fn decode_all(decoder: &mut Decoder, input: &[u8]) -> (Vec<Owned>, Option<Protoc
 /// Decodes frames given as (first byte, payload), in both roles: whole, and byte by byte.
 fn check(frames: &[(u8, &[u8])], expected_events: &[Owned], expected_error: Option<ProtocolError>) {
     for role in [Role::Server, Role::Client] {
-        let bytes: Vec<u8> = frames
-            .iter()
-            .flat_map(|(first, payload)| frame(role, *first, payload))
-            .collect();
+        let bytes: Vec<u8> = frames.iter().flat_map(|(first, payload)| frame(role, *first, payload)).collect();
         check_bytes(role, &bytes, expected_events, expected_error);
     }
 }
 
-fn check_bytes(
-    role: Role,
-    bytes: &[u8],
-    expected_events: &[Owned],
-    expected_error: Option<ProtocolError>,
-) {
+fn check_bytes(role: Role, bytes: &[u8], expected_events: &[Owned], expected_error: Option<ProtocolError>) {
     let mut decoder = Decoder::new(role, LIMIT);
     let whole = decode_all(&mut decoder, bytes);
-    assert_eq!(
-        whole,
-        (expected_events.to_vec(), expected_error),
-        "{role:?} {bytes:x?}"
-    );
+    assert_eq!(whole, (expected_events.to_vec(), expected_error), "{role:?} {bytes:x?}");
 
     let mut decoder = Decoder::new(role, LIMIT);
     let mut events = Vec::new();
@@ -119,21 +100,12 @@ fn whole_messages_are_events() {
         (&[(0x81, b"")], vec![text("")]),
         (&[(0x81, "κόσμε😀".as_bytes())], vec![text("κόσμε😀")]),
         (&[(0x82, b"")], vec![Owned::Binary(vec![])]),
-        (
-            &[(0x82, &[0xff; 126])],
-            vec![Owned::Binary(vec![0xff; 126])],
-        ),
+        (&[(0x82, &[0xff; 126])], vec![Owned::Binary(vec![0xff; 126])]),
         (&[(0x82, &long)], vec![Owned::Binary(long.clone())]),
         (&[(0x89, b"")], vec![Owned::Ping(vec![])]),
         (&[(0x89, &[0xfe; 125])], vec![Owned::Ping(vec![0xfe; 125])]),
-        (
-            &[(0x8a, b"unasked")],
-            vec![Owned::Pong(b"unasked".to_vec())],
-        ),
-        (
-            &[(0x81, b"a"), (0x89, b"b"), (0x81, b"c")],
-            vec![text("a"), Owned::Ping(b"b".to_vec()), text("c")],
-        ),
+        (&[(0x8a, b"unasked")], vec![Owned::Pong(b"unasked".to_vec())]),
+        (&[(0x81, b"a"), (0x89, b"b"), (0x81, b"c")], vec![text("a"), Owned::Ping(b"b".to_vec()), text("c")]),
     ] {
         check(frames, &expected, None);
     }
@@ -142,39 +114,16 @@ fn whole_messages_are_events() {
 #[test]
 fn fragments_are_one_message_and_control_frames_pass_between_them() {
     check(&[(0x01, b"Hel"), (0x80, b"lo")], &[text("Hello")], None);
-    check(
-        &[(0x02, b"a"), (0x00, b"b"), (0x80, b"c")],
-        &[Owned::Binary(b"abc".to_vec())],
-        None,
-    );
+    check(&[(0x02, b"a"), (0x00, b"b"), (0x80, b"c")], &[Owned::Binary(b"abc".to_vec())], None);
     check(&[(0x01, b""), (0x00, b""), (0x80, b"")], &[text("")], None);
     check(
-        &[
-            (0x01, b"a"),
-            (0x89, b"1"),
-            (0x8a, b""),
-            (0x00, b"b"),
-            (0x89, b"2"),
-            (0x80, b"c"),
-            (0x81, b"d"),
-        ],
-        &[
-            Owned::Ping(b"1".to_vec()),
-            Owned::Pong(vec![]),
-            Owned::Ping(b"2".to_vec()),
-            text("abc"),
-            text("d"),
-        ],
+        &[(0x01, b"a"), (0x89, b"1"), (0x8a, b""), (0x00, b"b"), (0x89, b"2"), (0x80, b"c"), (0x81, b"d")],
+        &[Owned::Ping(b"1".to_vec()), Owned::Pong(vec![]), Owned::Ping(b"2".to_vec()), text("abc"), text("d")],
         None,
     );
     // A character may be cut by a fragment's end, with a control frame inside it.
     check(
-        &[
-            (0x01, b"\xf0\x9f"),
-            (0x89, b"\xff"),
-            (0x00, b"\x98"),
-            (0x80, b"\x80"),
-        ],
+        &[(0x01, b"\xf0\x9f"), (0x89, b"\xff"), (0x00, b"\x98"), (0x80, b"\x80")],
         &[Owned::Ping(b"\xff".to_vec()), text("😀")],
         None,
     );
@@ -207,16 +156,8 @@ fn what_the_rfc_forbids_fails_with_its_close_code() {
         // §5.4: fragments.
         (&[(0x80, b"a")], E::UnexpectedContinuation, protocol),
         (&[(0x00, b"a")], E::UnexpectedContinuation, protocol),
-        (
-            &[(0x01, b"a"), (0x81, b"b")],
-            E::ExpectedContinuation,
-            protocol,
-        ),
-        (
-            &[(0x01, b"a"), (0x02, b"b")],
-            E::ExpectedContinuation,
-            protocol,
-        ),
+        (&[(0x01, b"a"), (0x81, b"b")], E::ExpectedContinuation, protocol),
+        (&[(0x01, b"a"), (0x02, b"b")], E::ExpectedContinuation, protocol),
         // §8.1: text.
         (&[(0x81, b"\xff")], E::InvalidUtf8, invalid),
         (&[(0x81, b"\xed\xa0\x80")], E::InvalidUtf8, invalid),
@@ -244,58 +185,26 @@ fn what_the_rfc_forbids_fails_with_its_close_code() {
 
 #[test]
 fn each_role_insists_on_its_masking() {
-    check_bytes(
-        Role::Server,
-        b"\x81\x05Hello",
-        &[],
-        Some(ProtocolError::UnmaskedFrame),
-    );
-    check_bytes(
-        Role::Client,
-        &frame(Role::Server, 0x81, b"Hello"),
-        &[],
-        Some(ProtocolError::MaskedFrame),
-    );
+    check_bytes(Role::Server, b"\x81\x05Hello", &[], Some(ProtocolError::UnmaskedFrame));
+    check_bytes(Role::Client, &frame(Role::Server, 0x81, b"Hello"), &[], Some(ProtocolError::MaskedFrame));
 }
 
 #[test]
 fn lengths_are_refused_from_the_header_with_nothing_held() {
     for (header, expected, code) in [
-        (
-            &b"\x82\x7f\x80\0\0\0\0\0\0\0"[..],
-            ProtocolError::LengthTopBitSet,
-            1002,
-        ),
-        (
-            b"\x82\x7f\xff\xff\xff\xff\xff\xff\xff\xff",
-            ProtocolError::LengthTopBitSet,
-            1002,
-        ),
-        (
-            b"\x82\x7f\0\0\0\0\0\0\xff\xff",
-            ProtocolError::LengthNotMinimal,
-            1002,
-        ),
-        (
-            b"\x82\x7f\0\0\0\0\0\0\0\x01",
-            ProtocolError::LengthNotMinimal,
-            1002,
-        ),
+        (&b"\x82\x7f\x80\0\0\0\0\0\0\0"[..], ProtocolError::LengthTopBitSet, 1002),
+        (b"\x82\x7f\xff\xff\xff\xff\xff\xff\xff\xff", ProtocolError::LengthTopBitSet, 1002),
+        (b"\x82\x7f\0\0\0\0\0\0\xff\xff", ProtocolError::LengthNotMinimal, 1002),
+        (b"\x82\x7f\0\0\0\0\0\0\0\x01", ProtocolError::LengthNotMinimal, 1002),
         (b"\x82\x7e\0\x7d", ProtocolError::LengthNotMinimal, 1002),
         (
             b"\x82\x7f\x7f\xff\xff\xff\xff\xff\xff\xff",
-            ProtocolError::MessageTooLong {
-                bytes: (1 << 63) - 1,
-                limit: LIMIT,
-            },
+            ProtocolError::MessageTooLong { bytes: (1 << 63) - 1, limit: LIMIT },
             1009,
         ),
         (
             b"\x82\x7f\0\0\0\0\0\x10\0\x01",
-            ProtocolError::MessageTooLong {
-                bytes: LIMIT as u64 + 1,
-                limit: LIMIT,
-            },
+            ProtocolError::MessageTooLong { bytes: LIMIT as u64 + 1, limit: LIMIT },
             1009,
         ),
     ] {
@@ -323,37 +232,19 @@ fn the_limit_counts_all_fragments_of_a_message_and_no_control_frame() {
     check(&[(0x81, whole.as_bytes())], &[text(&whole)], None);
     let ping = Owned::Ping(b"ping".to_vec());
     for role in [Role::Server, Role::Client] {
-        let frames = |last: &[u8]| {
-            [
-                frame(role, 0x01, &half),
-                frame(role, 0x89, b"ping"),
-                frame(role, 0x80, last),
-            ]
-            .concat()
-        };
+        let frames =
+            |last: &[u8]| [frame(role, 0x01, &half), frame(role, 0x89, b"ping"), frame(role, 0x80, last)].concat();
         let mut decoder = Decoder::new(role, LIMIT);
-        assert_eq!(
-            decode_all(&mut decoder, &frames(&half)),
-            (vec![ping.clone(), text(&whole)], None)
-        );
-        let too_long = ProtocolError::MessageTooLong {
-            bytes: LIMIT as u64 + 1,
-            limit: LIMIT,
-        };
+        assert_eq!(decode_all(&mut decoder, &frames(&half)), (vec![ping.clone(), text(&whole)], None));
+        let too_long = ProtocolError::MessageTooLong { bytes: LIMIT as u64 + 1, limit: LIMIT };
         let one_more = vec![b'a'; LIMIT / 2 + 1];
         let mut decoder = Decoder::new(role, LIMIT);
-        assert_eq!(
-            decode_all(&mut decoder, &frames(&one_more)),
-            (vec![ping.clone()], Some(too_long))
-        );
+        assert_eq!(decode_all(&mut decoder, &frames(&one_more)), (vec![ping.clone()], Some(too_long)));
         assert_eq!(decoder.held_bytes(), 0);
     }
     // A control frame is taken even where no message would be.
     let mut decoder = Decoder::new(Role::Client, 0);
-    assert_eq!(
-        decode_all(&mut decoder, b"\x89\x04ping"),
-        (vec![ping.clone()], None)
-    );
+    assert_eq!(decode_all(&mut decoder, b"\x89\x04ping"), (vec![ping.clone()], None));
     assert_eq!(decode_all(&mut decoder, b"\x89"), (vec![], None));
     assert_eq!(decode_all(&mut decoder, b"\x04ping"), (vec![ping], None));
 }
@@ -362,40 +253,21 @@ fn the_limit_counts_all_fragments_of_a_message_and_no_control_frame() {
 fn empty_fragments_are_limited_only_in_a_row() {
     let limit = usize::from(EMPTY_FRAGMENTS_MAX);
     let empty = vec![(0x00, &b""[..]); limit];
-    let too_many = ProtocolError::TooManyEmptyFragments {
-        limit: EMPTY_FRAGMENTS_MAX,
-    };
+    let too_many = ProtocolError::TooManyEmptyFragments { limit: EMPTY_FRAGMENTS_MAX };
     check(
-        &[
-            &[(0x01, &b"a"[..])],
-            &empty[..],
-            &[(0x00, b"b")],
-            &empty[..],
-            &[(0x80, b"c")],
-        ]
-        .concat(),
+        &[&[(0x01, &b"a"[..])], &empty[..], &[(0x00, b"b")], &empty[..], &[(0x80, b"c")]].concat(),
         &[text("abc")],
         None,
     );
-    check(
-        &[&[(0x01, &b"a"[..])], &empty[..], &[(0x80, b"")]].concat(),
-        &[],
-        Some(too_many),
-    );
-    check(
-        &[&[(0x01, &b""[..])], &empty[..]].concat(),
-        &[],
-        Some(too_many),
-    );
+    check(&[&[(0x01, &b"a"[..])], &empty[..], &[(0x80, b"")]].concat(), &[], Some(too_many));
+    check(&[&[(0x01, &b""[..])], &empty[..]].concat(), &[], Some(too_many));
 }
 
 #[test]
 fn a_bad_byte_fails_before_its_frame_ends() {
-    for (announced, arrived) in [
-        (b"\x81\x7d", &b"ok\xff"[..]),
-        (b"\x01\x7d", b"ok\xed\xa0"),
-        (b"\x81\x7d", b"\xf4\x90"),
-    ] {
+    for (announced, arrived) in
+        [(b"\x81\x7d", &b"ok\xff"[..]), (b"\x01\x7d", b"ok\xed\xa0"), (b"\x81\x7d", b"\xf4\x90")]
+    {
         let mut decoder = Decoder::new(Role::Client, LIMIT);
         let (events, error) = decode_all(&mut decoder, &[&announced[..], arrived].concat());
         assert_eq!((events, error), (vec![], Some(ProtocolError::InvalidUtf8)));
@@ -407,52 +279,23 @@ fn after_a_close_or_an_error_everything_is_ignored() {
     for (last, is_error) in [(&b"\x88\x02\x03\xe8"[..], false), (b"\x83\x00", true)] {
         let mut decoder = Decoder::new(Role::Client, LIMIT);
         let (events, error) = decode_all(&mut decoder, last);
-        assert_eq!(
-            (events.len(), error.is_some()),
-            (usize::from(!is_error), is_error)
-        );
+        assert_eq!((events.len(), error.is_some()), (usize::from(!is_error), is_error));
         assert!(decoder.is_closed() && !decoder.is_between_messages());
-        assert_eq!(
-            decode_all(&mut decoder, b"\x81\x05Hello\xff\xff"),
-            (vec![], None)
-        );
+        assert_eq!(decode_all(&mut decoder, b"\x81\x05Hello\xff\xff"), (vec![], None));
         assert_eq!(decoder.held_bytes(), 0);
     }
 }
 
 #[test]
 fn a_close_frame_carries_code_and_reason_both_ways() {
-    let expected = Event::Close(Some(CloseFrame {
-        code: CloseCode::SERVICE_RESTART,
-        reason: "drain;delay=1830;node=n7",
-    }));
+    let expected =
+        Event::Close(Some(CloseFrame { code: CloseCode::SERVICE_RESTART, reason: "drain;delay=1830;node=n7" }));
     let mut out = Vec::new();
-    encode_close(
-        &mut out,
-        CloseCode::SERVICE_RESTART,
-        "drain;delay=1830;node=n7",
-    );
-    assert_eq!(
-        Decoder::new(Role::Client, 0)
-            .decode(&mut out)
-            .unwrap()
-            .event,
-        Some(expected)
-    );
+    encode_close(&mut out, CloseCode::SERVICE_RESTART, "drain;delay=1830;node=n7");
+    assert_eq!(Decoder::new(Role::Client, 0).decode(&mut out).unwrap().event, Some(expected));
     out.clear();
-    encode_masked_close(
-        &mut out,
-        CloseCode::SERVICE_RESTART,
-        "drain;delay=1830;node=n7",
-        KEY,
-    );
-    assert_eq!(
-        Decoder::new(Role::Server, 0)
-            .decode(&mut out)
-            .unwrap()
-            .event,
-        Some(expected)
-    );
+    encode_masked_close(&mut out, CloseCode::SERVICE_RESTART, "drain;delay=1830;node=n7", KEY);
+    assert_eq!(Decoder::new(Role::Server, 0).decode(&mut out).unwrap().event, Some(expected));
 }
 
 #[test]

@@ -5,9 +5,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{
-    HEADERS_MAX, KEY_BYTES, KEY_NONCE_BYTES, accept_key, names_token, push_header, push_line_part,
-};
+use super::{HEADERS_MAX, KEY_BYTES, KEY_NONCE_BYTES, accept_key, names_token, push_header, push_line_part};
 use crate::error::ResponseError;
 
 /// A `Sec-WebSocket-Key`, made from bytes that the caller draws at random.
@@ -16,15 +14,10 @@ pub struct ClientKey([u8; KEY_BYTES]);
 
 impl ClientKey {
     /// The key of this nonce.
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "base64 of a fixed length always fits"
-    )]
+    #[expect(clippy::missing_panics_doc, reason = "base64 of a fixed length always fits")]
     pub fn new(nonce: [u8; KEY_NONCE_BYTES]) -> Self {
         let mut key = [0; KEY_BYTES];
-        let len = STANDARD
-            .encode_slice(nonce, &mut key)
-            .expect("16 bytes are 24 in base64");
+        let len = STANDARD.encode_slice(nonce, &mut key).expect("16 bytes are 24 in base64");
         debug_assert!(len == KEY_BYTES);
         Self(key)
     }
@@ -50,9 +43,7 @@ pub fn encode_upgrade_request(
     push_line_part(out, path_and_query);
     out.extend_from_slice(b" HTTP/1.1\r\n");
     push_header(out, "Host", host);
-    out.extend_from_slice(
-        b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n",
-    );
+    out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n");
     push_header(out, "Sec-WebSocket-Key", key);
     if let Some(subprotocol) = subprotocol {
         push_header(out, "Sec-WebSocket-Protocol", subprotocol);
@@ -101,10 +92,7 @@ pub fn parse_upgrade_response(bytes: &[u8], key: &str) -> Result<Option<usize>, 
         }
     }
     if status != 101 {
-        return Err(ResponseError::Refused {
-            status,
-            retry_after,
-        });
+        return Err(ResponseError::Refused { status, retry_after });
     }
     if !(upgrades_to_websocket && connection_upgrades) {
         return Err(ResponseError::NotWebSocket);
@@ -132,11 +120,7 @@ mod tests {
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
     fn check(response: &str, expected: Result<Option<usize>, ResponseError>) {
-        assert_eq!(
-            parse_upgrade_response(response.as_bytes(), KEY),
-            expected,
-            "{response}"
-        );
+        assert_eq!(parse_upgrade_response(response.as_bytes(), KEY), expected, "{response}");
     }
 
     #[test]
@@ -144,20 +128,10 @@ mod tests {
         let key = ClientKey::new(*b"the sample nonce");
         assert_eq!(key.as_str(), KEY);
         let mut sent = Vec::new();
-        encode_upgrade_request(
-            &mut sent,
-            "localhost:80",
-            "/ws?a=1",
-            KEY,
-            Some("x, y"),
-            &[("Origin", "http://a")],
-        );
+        encode_upgrade_request(&mut sent, "localhost:80", "/ws?a=1", KEY, Some("x, y"), &[("Origin", "http://a")]);
         let (request, consumed) = Request::parse(&sent).unwrap().unwrap();
         assert_eq!(consumed, sent.len());
-        assert_eq!(
-            (request.path(), request.query(), request.origin()),
-            ("/ws", "a=1", Some("http://a"))
-        );
+        assert_eq!((request.path(), request.query(), request.origin()), ("/ws", "a=1", Some("http://a")));
         let upgrade = request.upgrade().unwrap();
         assert_eq!(upgrade.subprotocols().collect::<Vec<_>>(), ["x", "y"]);
         let mut answer = Vec::new();
@@ -175,45 +149,23 @@ mod tests {
         let mut out = Vec::new();
         encode_response(&mut out, 503, &[("Retry-After", "2")], b"draining");
         let retry_after = Some(Duration::from_secs(2));
-        assert_eq!(
-            parse_upgrade_response(&out, KEY),
-            Err(ResponseError::Refused {
-                status: 503,
-                retry_after
-            })
-        );
-        check(
-            "HTTP/1.1 400 Bad Request\r\n\r\n",
-            Err(ResponseError::Refused {
-                status: 400,
-                retry_after: None,
-            }),
-        );
+        assert_eq!(parse_upgrade_response(&out, KEY), Err(ResponseError::Refused { status: 503, retry_after }));
+        check("HTTP/1.1 400 Bad Request\r\n\r\n", Err(ResponseError::Refused { status: 400, retry_after: None }));
     }
 
     #[test]
     fn another_answer_than_the_one_to_our_key_is_refused() {
-        let switch =
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n";
+        let switch = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n";
         let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
         check(&format!("{switch}\r\n"), Err(ResponseError::WrongAccept));
-        check(
-            &format!("{switch}Sec-WebSocket-Accept: AAAA\r\n\r\n"),
-            Err(ResponseError::WrongAccept),
-        );
-        check(
-            &format!("HTTP/1.1 101 OK\r\n{accept}\r\n"),
-            Err(ResponseError::NotWebSocket),
-        );
+        check(&format!("{switch}Sec-WebSocket-Accept: AAAA\r\n\r\n"), Err(ResponseError::WrongAccept));
+        check(&format!("HTTP/1.1 101 OK\r\n{accept}\r\n"), Err(ResponseError::NotWebSocket));
         check(
             &format!("{switch}{accept}Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"),
             Err(ResponseError::UnexpectedExtension),
         );
         check("SSH-2.0-OpenSSH\r\n", Err(ResponseError::Malformed));
         let many = "a: b\r\n".repeat(HEADERS_MAX + 1);
-        check(
-            &format!("{switch}{many}\r\n"),
-            Err(ResponseError::TooManyHeaders { limit: HEADERS_MAX }),
-        );
+        check(&format!("{switch}{many}\r\n"), Err(ResponseError::TooManyHeaders { limit: HEADERS_MAX }));
     }
 }

@@ -9,10 +9,7 @@ pub const QUERY_PAIRS_MAX: usize = 64;
 
 /// Iterates over the pairs of a raw query string.
 pub fn query_pairs(query: &str) -> QueryPairs<'_> {
-    QueryPairs {
-        rest: query,
-        pairs_left: QUERY_PAIRS_MAX,
-    }
+    QueryPairs { rest: query, pairs_left: QUERY_PAIRS_MAX }
 }
 
 /// The pairs of a query: `a=1&b` yields `("a", "1")` and `("b", "")`. Ends after the first error.
@@ -32,9 +29,7 @@ impl<'a> Iterator for QueryPairs<'a> {
         }
         if self.pairs_left == 0 {
             self.rest = "";
-            return Some(Err(QueryError::TooManyPairs {
-                limit: QUERY_PAIRS_MAX,
-            }));
+            return Some(Err(QueryError::TooManyPairs { limit: QUERY_PAIRS_MAX }));
         }
         self.pairs_left -= 1;
         let (pair, rest) = self.rest.split_once('&').unwrap_or((self.rest, ""));
@@ -61,17 +56,14 @@ pub fn percent_decode(text: &str) -> Result<Cow<'_, str>, QueryError> {
         decoded.push(match byte {
             b'+' => b' ',
             b'%' => {
-                let (&[high, low], after) =
-                    rest.split_first_chunk().ok_or(QueryError::BrokenEscape)?;
+                let (&[high, low], after) = rest.split_first_chunk().ok_or(QueryError::BrokenEscape)?;
                 rest = after;
                 hex_digit(high)? << 4 | hex_digit(low)?
             }
             plain => plain,
         });
     }
-    String::from_utf8(decoded)
-        .map(Cow::Owned)
-        .map_err(|_| QueryError::NotUtf8)
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| QueryError::NotUtf8)
 }
 
 fn hex_digit(byte: u8) -> Result<u8, QueryError> {
@@ -90,12 +82,8 @@ mod tests {
 
     fn check(query: &str, expected: Result<&[(&str, &str)], QueryError>) {
         let pairs: Result<Vec<_>, _> = query_pairs(query).collect();
-        let expected = expected.map(|pairs| {
-            pairs
-                .iter()
-                .map(|(name, value)| ((*name).into(), (*value).into()))
-                .collect()
-        });
+        let expected =
+            expected.map(|pairs| pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect());
         assert_eq!(pairs, expected, "{query}");
     }
 
@@ -103,14 +91,8 @@ mod tests {
     fn pairs_are_split_and_decoded() {
         check("", Ok(&[]));
         check("&&", Ok(&[]));
-        check(
-            "clientId=alice&resumeOffset=7",
-            Ok(&[("clientId", "alice"), ("resumeOffset", "7")]),
-        );
-        check(
-            "a&b=&=c&d=e=f",
-            Ok(&[("a", ""), ("b", ""), ("", "c"), ("d", "e=f")]),
-        );
+        check("clientId=alice&resumeOffset=7", Ok(&[("clientId", "alice"), ("resumeOffset", "7")]));
+        check("a&b=&=c&d=e=f", Ok(&[("a", ""), ("b", ""), ("", "c"), ("d", "e=f")]));
         check("clientId=J%C3%B6rg+%2B%31", Ok(&[("clientId", "Jörg +1")]));
         check("a=%", Err(QueryError::BrokenEscape));
         check("a=%4", Err(QueryError::BrokenEscape));
@@ -124,20 +106,12 @@ mod tests {
         assert_eq!(query_pairs(&query).flatten().count(), QUERY_PAIRS_MAX);
         let query = "a=b&".repeat(QUERY_PAIRS_MAX + 2);
         let last = query_pairs(&query).last();
-        assert_eq!(
-            last,
-            Some(Err(QueryError::TooManyPairs {
-                limit: QUERY_PAIRS_MAX
-            }))
-        );
+        assert_eq!(last, Some(Err(QueryError::TooManyPairs { limit: QUERY_PAIRS_MAX })));
     }
 
     #[test]
     fn nothing_is_copied_when_there_is_nothing_to_decode() {
-        assert!(matches!(
-            percent_decode("alice"),
-            Ok(Cow::Borrowed("alice"))
-        ));
+        assert!(matches!(percent_decode("alice"), Ok(Cow::Borrowed("alice"))));
     }
 
     proptest! {

@@ -39,25 +39,14 @@ impl<'a> Request<'a> {
             }
             Err(_) => return Err(RequestError::Malformed),
         };
-        let (Some(method), Some(target), Some(minor_version)) =
-            (parsed.method, parsed.path, parsed.version)
-        else {
+        let (Some(method), Some(target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
             return Err(RequestError::Malformed);
         };
         let headers_count = parsed.headers.len();
         let host = single_text(parsed.headers, "host")?;
         let origin = single_text(parsed.headers, "origin")?;
         let (path, query) = split_target(target);
-        let request = Self {
-            method,
-            path,
-            query,
-            minor_version,
-            host,
-            origin,
-            headers,
-            headers_count,
-        };
+        let request = Self { method, path, query, minor_version, host, origin, headers, headers_count };
         Ok(Some((request, consumed)))
     }
 
@@ -150,10 +139,7 @@ impl<'a> Request<'a> {
             return Err(UpgradeError::UnsupportedVersion);
         }
         let key = key.and_then(valid_key).ok_or(UpgradeError::InvalidKey)?;
-        Ok(Upgrade {
-            key,
-            headers: self.header_lines(),
-        })
+        Ok(Upgrade { key, headers: self.header_lines() })
     }
 
     fn header_lines(&self) -> &[httparse::Header<'a>] {
@@ -187,22 +173,15 @@ impl<'a> Upgrade<'a> {
 }
 
 /// The value of a header that must be text and must not come twice.
-fn single_text<'a>(
-    headers: &[httparse::Header<'a>],
-    name: &'static str,
-) -> Result<Option<&'a str>, RequestError> {
-    let mut values = headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case(name));
+fn single_text<'a>(headers: &[httparse::Header<'a>], name: &'static str) -> Result<Option<&'a str>, RequestError> {
+    let mut values = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
     let Some(first) = values.next() else {
         return Ok(None);
     };
     if values.next().is_some() {
         return Err(RequestError::DuplicateHeader(name));
     }
-    std::str::from_utf8(first.value)
-        .map(Some)
-        .map_err(|_| RequestError::HeaderNotText(name))
+    std::str::from_utf8(first.value).map(Some).map_err(|_| RequestError::HeaderNotText(name))
 }
 
 /// Path and query of a request target. RFC 9112 §3.2.2: a server accepts the absolute form too.

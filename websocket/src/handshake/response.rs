@@ -25,10 +25,7 @@ pub fn encode_response(out: &mut Vec<u8>, status: u16, headers: &[(&str, &str)],
     for (name, value) in headers {
         push_header(out, name, value);
     }
-    if !headers
-        .iter()
-        .any(|(name, _)| name.eq_ignore_ascii_case("connection"))
-    {
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("connection")) {
         push_line_part(out, "Connection: close");
         out.extend_from_slice(b"\r\n");
     }

@@ -1,0 +1,105 @@
+//! What is counted: one set of counters per shard, each with one writer, summed when somebody asks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number with one writer: plain load and store, no locked instruction.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`. Only ever called by the one writer.
+    pub fn add(&self, count: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
+
+    /// Sets a gauge. Only ever called by the one writer.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a number only rises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It only rises.
+    Counter,
+    /// It rises and falls.
+    Gauge,
+}
+
+macro_rules! counters {
+    ($($field:ident: $kind:ident $metric:literal $labels:literal $help:literal,)*) => {
+        /// One shard's counters.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $(#[doc = $help] pub $field: Counter,)*
+        }
+
+        /// Name, labels, kind and help of every number in [`Counters`], in the order of [`Counters::values`].
+        pub const DESCRIPTIONS: &[(&str, &str, Kind, &str)] = &[$(($metric, $labels, Kind::$kind, $help),)*];
+
+        impl Counters {
+            /// All values, in the order of [`DESCRIPTIONS`].
+            pub fn values(&self) -> impl Iterator<Item = u64> {
+                [$(self.$field.value(),)*].into_iter()
+            }
+        }
+    };
+}
+
+// Lines of one metric stand together: the text format wants them so.
+counters! {
+    connections: Gauge "rtc_socket_connections" "" "Connections that are open.",
+    sessions: Gauge "rtc_socket_sessions" "" "Clients that are logged in.",
+    accepted: Counter "rtc_socket_accepted_total" "" "Connections accepted.",
+    logins: Counter "rtc_socket_logins_total" "" "Clients logged in.",
+    refused_request: Counter "rtc_socket_refused_total" "cause=\"bad_request\"" "Connections or upgrades refused, by cause.",
+    refused_upgrade: Counter "rtc_socket_refused_total" "cause=\"bad_upgrade\"" "Connections or upgrades refused, by cause.",
+    refused_too_long: Counter "rtc_socket_refused_total" "cause=\"request_too_long\"" "Connections or upgrades refused, by cause.",
+    refused_client_id: Counter "rtc_socket_refused_total" "cause=\"client_id\"" "Connections or upgrades refused, by cause.",
+    refused_origin: Counter "rtc_socket_refused_total" "cause=\"origin\"" "Connections or upgrades refused, by cause.",
+    refused_unknown_path: Counter "rtc_socket_refused_total" "cause=\"unknown_path\"" "Connections or upgrades refused, by cause.",
+    refused_draining: Counter "rtc_socket_refused_total" "cause=\"draining\"" "Connections or upgrades refused, by cause.",
+    refused_limit: Counter "rtc_socket_refused_total" "cause=\"connection_limit\"" "Connections or upgrades refused, by cause.",
+    refused_rate: Counter "rtc_socket_refused_total" "cause=\"accept_rate\"" "Connections or upgrades refused, by cause.",
+    refused_mailbox: Counter "rtc_socket_refused_total" "cause=\"mailbox_full\"" "Connections or upgrades refused, by cause.",
+    refused_deadline: Counter "rtc_socket_refused_total" "cause=\"handshake_deadline\"" "Connections or upgrades refused, by cause.",
+    refused_descriptors: Counter "rtc_socket_refused_total" "cause=\"descriptors\"" "Connections or upgrades refused, by cause.",
+    closed_peer: Counter "rtc_socket_closed_total" "cause=\"peer\"" "Connections ended, by cause.",
+    closed_protocol: Counter "rtc_socket_closed_total" "cause=\"protocol\"" "Connections ended, by cause.",
+    closed_io: Counter "rtc_socket_closed_total" "cause=\"io\"" "Connections ended, by cause.",
+    closed_no_pong: Counter "rtc_socket_closed_total" "cause=\"no_pong\"" "Connections ended, by cause.",
+    closed_slow: Counter "rtc_socket_closed_total" "cause=\"slow_consumer\"" "Connections ended, by cause.",
+    closed_replaced: Counter "rtc_socket_closed_total" "cause=\"replaced\"" "Connections ended, by cause.",
+    closed_drain: Counter "rtc_socket_closed_total" "cause=\"drain\"" "Connections ended, by cause.",
+    closed_shutdown: Counter "rtc_socket_closed_total" "cause=\"shutdown\"" "Connections ended, by cause.",
+    closed_handshake: Counter "rtc_socket_closed_total" "cause=\"handshake\"" "Connections ended, by cause.",
+    bytes_in: Counter "rtc_socket_received_bytes_total" "" "Bytes read from clients.",
+    bytes_out: Counter "rtc_socket_sent_bytes_total" "" "Bytes written to clients.",
+    echoed: Counter "rtc_socket_echoed_total" "" "Messages echoed.",
+    messages_in: Counter "rtc_socket_messages_total" "" "Messages that clients and publishers sent.",
+    delivered_queued: Counter "rtc_socket_deliveries_total" "path=\"local\"" "Messages accepted, by the path they took.",
+    delivered_kept: Counter "rtc_socket_deliveries_total" "path=\"buffer\"" "Messages accepted, by the path they took.",
+    delivered_repeat: Counter "rtc_socket_deliveries_total" "path=\"repeated\"" "Messages accepted, by the path they took.",
+    dropped_malformed: Counter "rtc_socket_message_refused_total" "cause=\"malformed\"" "Messages refused, each with an error to its sender, by cause.",
+    dropped_too_large: Counter "rtc_socket_message_refused_total" "cause=\"too_large\"" "Messages refused, each with an error to its sender, by cause.",
+    dropped_overloaded: Counter "rtc_socket_message_refused_total" "cause=\"overloaded\"" "Messages refused, each with an error to its sender, by cause.",
+    dropped_buffer_recipient: Counter "rtc_socket_message_refused_total" "cause=\"buffer_full_recipient\"" "Messages refused, each with an error to its sender, by cause.",
+    dropped_buffer_sender: Counter "rtc_socket_message_refused_total" "cause=\"buffer_full_sender\"" "Messages refused, each with an error to its sender, by cause.",
+    dropped_buffer_node: Counter "rtc_socket_message_refused_total" "cause=\"buffer_full_node\"" "Messages refused, each with an error to its sender, by cause.",
+    expired: Counter "rtc_socket_expired_total" "" "Accepted messages that reached their age limit undelivered.",
+    acks_sent: Counter "rtc_socket_sender_acks_total" "" "Acks sent to senders.",
+    acks_unclaimed: Counter "rtc_socket_sender_acks_unclaimed_total" "" "Acks whose sender was gone; it is answered when it asks again.",
+    resolved_local: Counter "rtc_socket_target_resolution_success_total" "" "Recipients whose node was found.",
+    unresolved: Counter "rtc_socket_target_resolution_failure_total" "cause=\"no_path\"" "Recipients whose node was not found, by cause.",
+    kept_messages: Gauge "rtc_store_messages" "" "Messages in replay buffers.",
+    kept_bytes: Gauge "rtc_store_bytes" "" "Bytes that replay buffers take.",
+    mailbox_full: Counter "rtc_shard_mailbox_full_total" "" "Times a shard's mailbox was full and the source paused.",
+    mailbox_len: Gauge "rtc_shard_mailbox_length" "" "Messages that wait in the shards' mailboxes.",
+    turns: Counter "rtc_shard_turns_total" "" "Times a shard was woken.",
+}

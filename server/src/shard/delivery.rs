@@ -1,0 +1,275 @@
+//! From a sender to a recipient, and the answer back: on this shard, or by mail to another.
+
+use std::task::Poll;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, write_escaped};
+use crate::routing::{Route, route};
+use crate::store::{Appended, BufferFull, Room, Store};
+
+use super::handover::{Answer, Mail, Posted};
+use super::input::UNCONFIRMED_MAX;
+use super::origin::{Origin, Sender};
+use super::recent::identity;
+use super::session::{Accepted, Inbound};
+use super::slab::Key;
+use super::state::State;
+
+/// What a sender is told of its message: accepted how, or refused why.
+type Outcome = Result<AckStatus, (ErrorCode, &'static str)>;
+
+/// A message as its recipient's home shard gets it.
+struct Arrival<'a> {
+    inbound: Inbound<'a>,
+    hash: u64,
+}
+
+impl State {
+    /// A client's hash: it names the node by the ring, and the home shard.
+    pub(super) fn hash_of(&mut self, client: &str) -> u64 {
+        match self.ring.load() {
+            Some(ring) => ring.hash(client.as_bytes()),
+            None => ring::hash_key(client.as_bytes(), 0),
+        }
+    }
+
+    /// A client's message, from its session `key`; what must be said at once goes to `replies`.
+    pub(super) fn send(&mut self, key: Key, replies: &mut Vec<u8>, message: &Outgoing<'_>) {
+        self.counters.messages_in.add(1);
+        let hash = self.hash_of(&message.to);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let wants_ack = session.wants_acks() || message.wants_ack;
+        let origin = if wants_ack { Origin::session(self.index, key) } else { Origin::NOBODY };
+        if wants_ack {
+            if session.unconfirmed() >= UNCONFIRMED_MAX {
+                self.counters.dropped_overloaded.add(1);
+                let reason = "256 messages wait for their ack already: slow down";
+                return Replies::error(replies, ErrorCode::Overloaded, reason, message.msg_id.as_deref());
+            }
+            session.expect_ack();
+        }
+        let sender = session.hash();
+        let assigned;
+        let msg_id = match message.msg_id.as_deref() {
+            Some(msg_id) => msg_id,
+            None => {
+                self.names += 1;
+                assigned = format!("n-{:x}-{:x}-{:x}", self.clock.started_ms, self.index, self.names);
+                &assigned
+            }
+        };
+        if route(self.ring.load().map(|ring| &**ring), &self.settings.node_id, hash) != Route::Here {
+            // No bus yet reaches another node: the recipient's buffer is here until one does.
+            self.counters.unresolved.add(1);
+        } else {
+            self.counters.resolved_local.add(1);
+        }
+        let home = self.home_of(hash);
+        if home != self.index {
+            let from = self.sessions.get(key).map_or("", |session| session.id().as_str());
+            let posted = Posted {
+                msg_id: msg_id.into(),
+                from: from.into(),
+                sender,
+                to: (*message.to).into(),
+                hash,
+                field: message.field,
+                payload: (*message.payload).into(),
+                origin,
+                wants_ack,
+                ts_ms: self.clock.wall_ms,
+                ttl_ms: message.ttl_ms,
+            };
+            return self.post(home, Mail::Message(Box::new(posted)));
+        }
+        // The sender's id is copied to the stack's edge: its session must not stay borrowed.
+        let mut from = [0u8; crate::protocol::CLIENT_ID_BYTES_MAX];
+        let Some(session) = self.sessions.get(key) else { return };
+        let id = session.id().as_str();
+        let Some(place) = from.get_mut(..id.len()) else { return };
+        place.copy_from_slice(id.as_bytes());
+        let from = std::str::from_utf8(place).unwrap_or_default();
+        let inbound = Inbound {
+            envelope: Envelope {
+                msg_id,
+                from,
+                to: &message.to,
+                field: message.field,
+                payload: &message.payload,
+                ts_ms: self.clock.wall_ms,
+            },
+            origin,
+            wants_ack,
+            sender,
+            identity: identity(sender, msg_id),
+            expires_ms: self.expiry(self.clock.wall_ms, message.ttl_ms),
+        };
+        let outcome = self.deliver(&Arrival { inbound, hash });
+        if let Some(outcome) = outcome
+            && (wants_ack || outcome.is_err())
+        {
+            if let Some(session) = self.sessions.get_mut(key).filter(|_| wants_ack) {
+                session.count_ack();
+            }
+            match outcome {
+                Ok(status) => {
+                    self.counters.acks_sent.add(1);
+                    let mut escaped = Vec::with_capacity(msg_id.len());
+                    write_escaped(&mut escaped, msg_id);
+                    Replies::ack(replies, std::str::from_utf8(&escaped).unwrap_or_default(), status);
+                }
+                Err((code, reason)) => Replies::error(replies, code, reason, Some(msg_id)),
+            }
+        }
+    }
+
+    fn expiry(&self, ts_ms: u64, ttl_ms: Option<u64>) -> u64 {
+        let ttl_ms = ttl_ms.unwrap_or(u64::MAX).min(self.settings.message_ttl_ms);
+        ts_ms.saturating_add(ttl_ms)
+    }
+
+    /// A message that another shard, or a publisher, sent to a client whose home is here.
+    pub(super) fn on_message(&mut self, posted: &Posted) {
+        let inbound = Inbound {
+            envelope: Envelope {
+                msg_id: &posted.msg_id,
+                from: &posted.from,
+                to: &posted.to,
+                field: posted.field,
+                payload: &posted.payload,
+                ts_ms: posted.ts_ms.max(1),
+            },
+            origin: posted.origin,
+            wants_ack: posted.wants_ack,
+            sender: posted.sender,
+            identity: identity(posted.sender, &posted.msg_id),
+            expires_ms: self.expiry(posted.ts_ms, posted.ttl_ms),
+        };
+        let outcome = self.deliver(&Arrival { inbound, hash: posted.hash });
+        if let Some(outcome) = outcome {
+            let mut escaped = Vec::with_capacity(posted.msg_id.len());
+            write_escaped(&mut escaped, &posted.msg_id);
+            let msg_id = std::str::from_utf8(&escaped).unwrap_or_default();
+            match outcome {
+                Ok(_) if !posted.wants_ack => {}
+                outcome => self.answer(posted.origin, msg_id, outcome),
+            }
+        }
+    }
+
+    /// Delivers to the session, or keeps for later; none while the answer is still open.
+    fn deliver(&mut self, arrival: &Arrival<'_>) -> Option<Outcome> {
+        let inbound = &arrival.inbound;
+        let to = inbound.envelope.to;
+        let accepted = if let Some(key) = self.find_session(arrival.hash, to) {
+            let session = self.sessions.get_mut(key)?;
+            let connection = session.connection;
+            let accepted = session.accept(inbound, &mut self.store, self.settings.session, &mut self.answers);
+            if accepted == Accepted::Queued {
+                self.wake(connection);
+            }
+            accepted
+        } else {
+            match self.store.append(to, inbound.keep(0), Room::IfFree, self.clock.wall_ms) {
+                Poll::Ready(Appended::Kept) => Accepted::Kept,
+                Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
+                Poll::Ready(Appended::Refused(cause)) => Accepted::Refused(cause),
+                Poll::Pending => Accepted::Queued,
+            }
+        };
+        match accepted {
+            Accepted::Queued => {
+                self.counters.delivered_queued.add(1);
+                None
+            }
+            Accepted::Kept => {
+                self.counters.delivered_kept.add(1);
+                Some(Ok(AckStatus::Held))
+            }
+            Accepted::Repeated(status) => {
+                self.counters.delivered_repeat.add(1);
+                status.map(Ok)
+            }
+            Accepted::Refused(cause) => {
+                let (counter, reason) = match cause {
+                    BufferFull::Recipient => {
+                        (&self.counters.dropped_buffer_recipient, "the recipient's replay buffer is full")
+                    }
+                    BufferFull::Sender => (&self.counters.dropped_buffer_sender, "too much of yours is undelivered"),
+                    BufferFull::Node => (&self.counters.dropped_buffer_node, "this node's replay buffers are full"),
+                };
+                counter.add(1);
+                Some(Err((ErrorCode::BufferFull, reason)))
+            }
+        }
+    }
+
+    /// The frames that a session's write carried are out.
+    pub(super) fn on_session_written(&mut self, key: Key) {
+        let (now_ms, limits) = (self.clock.wall_ms, self.settings.session);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.on_written(&mut self.store, now_ms, &mut self.answers);
+            session.read_on_if_room(&mut self.store, limits, now_ms);
+        }
+        self.send_answers();
+    }
+
+    /// Sends the answers that have gathered.
+    pub(super) fn send_answers(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        let mut answers = std::mem::take(&mut self.answers);
+        for (origin, msg_id, status) in answers.iter() {
+            self.answer(origin, msg_id, Ok(status));
+        }
+        answers.clear();
+        self.answers = answers;
+    }
+
+    /// Tells a sender what became of its message.
+    fn answer(&mut self, origin: Origin, escaped_msg_id: &str, outcome: Outcome) {
+        match origin.sender() {
+            Sender::Nobody => {}
+            Sender::Publisher(number) => self.publishers.answer(number, outcome),
+            Sender::Session(shard, key) if shard == self.index => self.on_answer(key, escaped_msg_id, outcome),
+            Sender::Session(shard, key) => {
+                let answer = Answer { key, escaped_msg_id: escaped_msg_id.into(), outcome };
+                self.post(shard, Mail::Answer(Box::new(answer)));
+            }
+        }
+    }
+
+    /// What became of a message that a session here sent.
+    pub(super) fn on_answer(&mut self, key: Key, escaped_msg_id: &str, outcome: Outcome) {
+        let Some(session) = self.sessions.get_mut(key) else {
+            self.counters.acks_unclaimed.add(1);
+            return;
+        };
+        session.count_ack();
+        let connection = session.connection;
+        self.counters.acks_sent.add(1);
+        self.reply(connection, |replies| match outcome {
+            Ok(status) => Replies::ack(replies, escaped_msg_id, status),
+            Err((code, reason)) => Replies::error_escaped(replies, code, reason, escaped_msg_id),
+        });
+    }
+
+    /// Appends to what the node says for itself on a connection.
+    pub(super) fn reply(&mut self, key: Key, write: impl FnOnce(&mut Vec<u8>)) {
+        self.wake(key);
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if let Some(active) = connection.active.as_deref_mut() {
+            if active.replies.capacity() == 0 {
+                active.replies = self.pool.take();
+            }
+            write(&mut active.replies);
+        }
+    }
+
+    /// Hash of a publisher's name, as of a sender's id.
+    pub(super) fn publisher_hash(from: &str) -> u64 {
+        xxh3_64(from.as_bytes())
+    }
+}

@@ -1,0 +1,263 @@
+//! What waits for one recipient on this node: frames in order of offset, first unsent, then written but not
+//! acknowledged. One run of bytes, so that all that is due leaves in one copy and one write.
+//! It does not decide what happens at its limit: its session does.
+
+use std::collections::VecDeque;
+
+use crate::protocol::Envelope;
+use crate::store::Kept;
+
+use super::origin::Origin;
+
+/// Bytes the outbox may keep allocated while it is empty.
+const SPARE_BYTES_MAX: usize = 16 * 1024;
+
+/// What an outbox may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct OutboxLimits {
+    /// Bytes of frames.
+    pub bytes: usize,
+    /// Messages.
+    pub messages: usize,
+}
+
+/// One message in the outbox.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Its place in the recipient's stream.
+    pub offset: u64,
+    /// Hash of who sent it under which name.
+    pub identity: u64,
+    /// When it was accepted, in milliseconds since 1970.
+    pub ts_ms: u64,
+    /// When it stops being worth delivering, in milliseconds since 1970.
+    pub expires_ms: u64,
+    /// Who sent it, and is owed an answer if `wants_ack`.
+    pub origin: Origin,
+    /// True while the sender waits for its ack.
+    pub wants_ack: bool,
+    is_acked: bool,
+    frame_bytes: u32,
+}
+
+/// Frames for one recipient.
+// Invariants: written <= sent <= entries.len(); stored <= entries.len(); the frames of `entries` are `frames[start..]`,
+// back to back, and those of `entries[sent..]` begin at `sent_at`.
+#[derive(Default)]
+pub struct Outbox {
+    frames: Vec<u8>,
+    start: usize,
+    entries: VecDeque<Entry>,
+    // Entries that were copied into a write.
+    sent: usize,
+    sent_at: usize,
+    // Entries whose write has completed.
+    written: usize,
+    // Entries that the store holds too.
+    stored: usize,
+}
+
+impl Outbox {
+    /// True when nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many messages it holds.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many bytes of frames it holds.
+    pub fn bytes(&self) -> usize {
+        self.frames.len() - self.start
+    }
+
+    /// True when there is something to write.
+    pub fn has_unsent(&self) -> bool {
+        self.sent < self.entries.len()
+    }
+
+    /// True when a frame of some `frame_bytes` fits.
+    pub fn has_room(&self, frame_bytes: usize, limits: OutboxLimits) -> bool {
+        self.entries.len() < limits.messages && self.bytes().saturating_add(frame_bytes) <= limits.bytes
+    }
+
+    /// True when it is so far emptied that reading on from the store is worth a page.
+    pub fn has_room_for_a_page(&self, limits: OutboxLimits) -> bool {
+        self.entries.len() <= limits.messages / 2 && self.bytes() <= limits.bytes / 2
+    }
+
+    /// Appends a message that arrived just now.
+    pub fn push(&mut self, envelope: &Envelope<'_>, mut entry: Entry) {
+        let before = self.frames.len();
+        envelope.write_frame(&mut self.frames, entry.offset);
+        entry.frame_bytes = u32::try_from(self.frames.len() - before).expect("a message is far below 4 GiB");
+        self.entries.push_back(entry);
+    }
+
+    /// Appends a message read from the store, which holds it still.
+    pub fn push_stored(&mut self, kept: &Kept) {
+        debug_assert!(self.stored == self.entries.len(), "the store holds a prefix of the outbox");
+        let before = self.frames.len();
+        kept.write_frame(&mut self.frames);
+        let frame_bytes = u32::try_from(self.frames.len() - before).expect("a message is far below 4 GiB");
+        self.entries
+            .push_back(Entry { frame_bytes, ..Entry::new(kept.offset, kept.identity, kept.ts_ms, kept.expires_ms) });
+        self.stored += 1;
+    }
+
+    /// Copies unsent frames to `out`, whole ones, until it holds `bytes_max` or more.
+    pub fn take_unsent(&mut self, out: &mut Vec<u8>, bytes_max: usize) {
+        if self.sent == self.entries.len() {
+            return;
+        }
+        let mut end = self.sent_at;
+        let mut room = bytes_max.saturating_sub(out.len());
+        while room > 0
+            && let Some(entry) = self.entries.get(self.sent)
+        {
+            let frame_bytes = entry.frame_bytes as usize;
+            end += frame_bytes;
+            room = room.saturating_sub(frame_bytes);
+            self.sent += 1;
+        }
+        out.extend_from_slice(self.frames.get(self.sent_at..end).unwrap_or_default());
+        self.sent_at = end;
+    }
+
+    /// All that was taken has been written.
+    pub fn mark_written(&mut self) {
+        self.written = self.sent;
+    }
+
+    /// Removes the oldest message that is written and, unless `acks_needed` is false, acknowledged.
+    pub fn pop_done(&mut self, acks_needed: bool) -> Option<Done> {
+        let entry = self.entries.front().copied()?;
+        if self.written == 0 || (acks_needed && !entry.is_acked) {
+            return None;
+        }
+        Some(self.pop_front(entry))
+    }
+
+    /// Removes the oldest written message whose offset is not above `offset`.
+    pub fn pop_acked(&mut self, offset: u64) -> Option<Done> {
+        let entry = self.entries.front().copied()?;
+        if self.written == 0 || entry.offset > offset {
+            return None;
+        }
+        Some(self.pop_front(entry))
+    }
+
+    fn pop_front(&mut self, entry: Entry) -> Done {
+        self.entries.pop_front();
+        let frame = self.start..self.start + entry.frame_bytes as usize;
+        self.start = frame.end;
+        self.written -= 1;
+        self.sent -= 1;
+        let was_stored = self.stored > 0;
+        self.stored -= usize::from(was_stored);
+        Done { entry, frame, was_stored }
+    }
+
+    /// The name of a popped message as it stands in its frame, JSON escapes and all.
+    /// Good until the next [`Outbox::tidy`].
+    pub fn msg_id(&self, done: &Done) -> &str {
+        msg_id(self.frames.get(done.frame.clone()).unwrap_or_default())
+    }
+
+    /// Marks one written message as acknowledged, wherever it stands; returns whether there is such a one.
+    pub fn ack_message(&mut self, is_it: impl Fn(&str) -> bool) -> bool {
+        let mut at = self.start;
+        for entry in self.entries.iter_mut().take(self.written) {
+            let end = at + entry.frame_bytes as usize;
+            if !entry.is_acked && is_it(msg_id(self.frames.get(at..end).unwrap_or_default())) {
+                entry.is_acked = true;
+                return true;
+            }
+            at = end;
+        }
+        false
+    }
+
+    /// Frees the room of what was popped. Call after a run of pops.
+    pub fn tidy(&mut self) {
+        if self.entries.is_empty() {
+            self.frames.clear();
+            if self.frames.capacity() > SPARE_BYTES_MAX {
+                self.frames = Vec::new();
+                self.entries = VecDeque::new();
+            }
+            self.start = 0;
+            self.sent_at = 0;
+        } else if self.start > self.frames.len() / 2 {
+            self.frames.drain(..self.start);
+            self.sent_at -= self.start;
+            self.start = 0;
+        }
+    }
+
+    /// The entry of an unfinished message by its identity.
+    pub fn find(&mut self, identity: u64) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.identity == identity)
+    }
+
+    /// The oldest message.
+    pub fn oldest(&self) -> Option<&Entry> {
+        self.entries.front()
+    }
+
+    /// Hands the messages that the store does not hold yet, and that are older than `accepted_before`, to `store`,
+    /// oldest first, with the message's name and its sender: from here on they count as stored.
+    pub fn spill(&mut self, accepted_before: u64, mut store: impl FnMut(Kept, Option<(Origin, &str)>)) -> usize {
+        let mut at =
+            self.start + self.entries.iter().take(self.stored).map(|entry| entry.frame_bytes as usize).sum::<usize>();
+        let first = self.stored;
+        for entry in self.entries.iter_mut().skip(first) {
+            if entry.ts_ms >= accepted_before {
+                break;
+            }
+            let end = at + entry.frame_bytes as usize;
+            let frame = self.frames.get(at..end).unwrap_or_default();
+            at = end;
+            self.stored += 1;
+            if entry.is_acked {
+                continue;
+            }
+            let asker = entry.wants_ack.then(|| (entry.origin, msg_id(frame)));
+            entry.wants_ack = false;
+            store(Kept::from_frame(frame, entry), asker);
+        }
+        self.stored - first
+    }
+}
+
+/// A message that left the outbox for good.
+#[derive(Debug)]
+pub struct Done {
+    /// What was known of it.
+    pub entry: Entry,
+    /// True when the store holds it and must drop it now.
+    pub was_stored: bool,
+    frame: std::ops::Range<usize>,
+}
+
+impl Entry {
+    /// A message nobody waits for.
+    pub fn new(offset: u64, identity: u64, ts_ms: u64, expires_ms: u64) -> Self {
+        Self {
+            offset,
+            identity,
+            ts_ms,
+            expires_ms,
+            origin: Origin::NOBODY,
+            wants_ack: false,
+            is_acked: false,
+            frame_bytes: 0,
+        }
+    }
+}
+
+fn msg_id(frame: &[u8]) -> &str {
+    Envelope::msg_id_of_frame(frame)
+}

@@ -1,0 +1,440 @@
+//! A client's state without its socket: its stream of offsets, its outbox, who is owed an ack. Pure: messages, acks and
+//! the time in; what to tell the senders out. It does not know whether its socket can be written, nor other clients.
+
+use std::task::Poll;
+
+use crate::protocol::{AckStatus, ClientId, Envelope};
+use crate::store::{Appended, BufferFull, Claimed, Kept, Room, Store};
+
+use super::answers::Answers;
+use super::offset::{self, next_offset};
+use super::origin::Origin;
+use super::outbox::{Done, Entry, Outbox, OutboxLimits};
+use super::recent::Recent;
+use super::slab::Key;
+
+/// Bytes read from the store at a time.
+const PAGE_BYTES: usize = 64 * 1024;
+
+/// What a session is held to.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionLimits {
+    /// What its outbox may hold.
+    pub outbox: OutboxLimits,
+    /// How long a recipient may leave a message unacknowledged before the store gets it, in milliseconds.
+    pub ack_wait_ms: u64,
+}
+
+/// What a client asked for when it connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wishes {
+    /// It wants an ack for every message it sends.
+    pub acks: bool,
+    /// It acknowledges what it receives.
+    pub receiver_acks: bool,
+    /// The last offset it has, if it has been here before; 0 for none.
+    pub resume_offset: Option<u64>,
+}
+
+/// A message for this session's client, with what is known of its sender.
+#[derive(Debug, Clone, Copy)]
+pub struct Inbound<'a> {
+    /// What is delivered.
+    pub envelope: Envelope<'a>,
+    /// Who is to be told.
+    pub origin: Origin,
+    /// True when the sender waits for an ack.
+    pub wants_ack: bool,
+    /// Hash of the sender's id.
+    pub sender: u64,
+    /// Hash of the sender's id and the message's name.
+    pub identity: u64,
+    /// When it stops being worth delivering, in milliseconds since 1970.
+    pub expires_ms: u64,
+}
+
+impl Inbound<'_> {
+    /// The message as a store keeps it.
+    pub fn keep(&self, offset: u64) -> Kept {
+        let mut body = Vec::new();
+        self.envelope.write_body(&mut body);
+        Kept {
+            offset,
+            identity: self.identity,
+            sender: self.sender,
+            ts_ms: self.envelope.ts_ms,
+            expires_ms: self.expires_ms,
+            body: body.into(),
+        }
+    }
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is in the outbox: its sender is answered when the recipient acks, or after `ack_wait`.
+    Queued,
+    /// The store keeps it: its sender can be answered now.
+    Kept,
+    /// It came before. The sender is answered now, or with the first one if that is still under way.
+    Repeated(Option<AckStatus>),
+    /// It is not accepted.
+    Refused(BufferFull),
+}
+
+/// How a login begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The position after which delivery continues.
+    pub offset: u64,
+    /// False when something after the client's position is gone.
+    pub recovered: bool,
+}
+
+/// A logged-in client.
+pub struct Session {
+    id: ClientId,
+    hash: u64,
+    /// The connection that carries it.
+    pub connection: Key,
+    last_offset: u64,
+    // Confirmations this client still waits for, as a sender.
+    unconfirmed: u16,
+    wants_acks: bool,
+    receiver_acks: bool,
+    /// What is under way to it. A session that has been quiet for a while owns none.
+    delivery: Option<Box<Delivery>>,
+}
+
+#[derive(Default)]
+struct Delivery {
+    outbox: Outbox,
+    recent: Recent,
+    // While true the store is the only source: new messages go there, behind what waits there.
+    is_behind: bool,
+    // The last offset read from the store.
+    paged_offset: u64,
+    // When the outbox last got shorter or was empty, in milliseconds since 1970.
+    moved_ms: u64,
+}
+
+impl Session {
+    /// Logs `id` in on what the store knows of it.
+    pub fn new(
+        id: ClientId,
+        hash: u64,
+        connection: Key,
+        wishes: Wishes,
+        claimed: Claimed,
+        store: &mut impl Store,
+        started_ms: u64,
+        now_ms: u64,
+    ) -> (Self, Start) {
+        let position = wishes.resume_offset.unwrap_or(0);
+        let last_offset = claimed.last_offset.max(offset::at(now_ms));
+        // A position this process cannot vouch for: from before it started, or from the future.
+        let is_known = position == 0 || (position >= offset::at(started_ms) && position <= last_offset);
+        let recovered = is_known && claimed.lost_offset <= position;
+        let known_position = if is_known { position } else { 0 };
+        if known_position > 0 {
+            store.trim(&id, known_position);
+        }
+        let mut session = Self {
+            id,
+            hash,
+            connection,
+            last_offset,
+            unconfirmed: 0,
+            wants_acks: wishes.acks,
+            receiver_acks: wishes.receiver_acks || wishes.resume_offset.is_some(),
+            delivery: None,
+        };
+        let mut start = Start { offset: if known_position > 0 { known_position } else { last_offset }, recovered };
+        if claimed.has_messages {
+            let delivery = session.delivery_mut(now_ms);
+            delivery.is_behind = true;
+            delivery.paged_offset = known_position;
+            session.read_on(store, usize::MAX, now_ms);
+            if known_position == 0
+                && let Some(first) = session.delivery.as_ref().and_then(|delivery| delivery.outbox.oldest())
+            {
+                start.offset = first.offset - 1;
+            }
+        }
+        (session, start)
+    }
+
+    /// The client's id.
+    pub fn id(&self) -> &ClientId {
+        &self.id
+    }
+
+    /// Hash of the client's id.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The last offset this client was given.
+    pub fn last_offset(&self) -> u64 {
+        self.last_offset
+    }
+
+    /// True when it wants an ack for every message it sends.
+    pub fn wants_acks(&self) -> bool {
+        self.wants_acks
+    }
+
+    /// True when it acknowledges what it receives.
+    pub fn receiver_acks(&self) -> bool {
+        self.receiver_acks
+    }
+
+    /// How many of its own messages wait for their ack.
+    pub fn unconfirmed(&self) -> u16 {
+        self.unconfirmed
+    }
+
+    /// One of its messages waits for its ack from now on.
+    pub fn expect_ack(&mut self) {
+        self.unconfirmed = self.unconfirmed.saturating_add(1);
+    }
+
+    /// One of its messages got its ack.
+    pub fn count_ack(&mut self) {
+        self.unconfirmed = self.unconfirmed.saturating_sub(1);
+    }
+
+    /// Messages and bytes that wait in the outbox.
+    pub fn outbox_size(&self) -> (usize, usize) {
+        self.delivery.as_ref().map_or((0, 0), |delivery| (delivery.outbox.len(), delivery.outbox.bytes()))
+    }
+
+    /// True when there is something to write.
+    pub fn has_unsent(&self) -> bool {
+        self.delivery.as_ref().is_some_and(|delivery| delivery.outbox.has_unsent())
+    }
+
+    /// True when the store holds messages that the outbox has not read yet.
+    pub fn is_behind(&self) -> bool {
+        self.delivery.as_ref().is_some_and(|delivery| delivery.is_behind)
+    }
+
+    fn delivery_mut(&mut self, now_ms: u64) -> &mut Delivery {
+        self.delivery.get_or_insert_with(|| Box::new(Delivery { moved_ms: now_ms, ..Delivery::default() }))
+    }
+
+    /// Takes a message for this client.
+    pub fn accept(
+        &mut self,
+        inbound: &Inbound<'_>,
+        store: &mut impl Store,
+        limits: SessionLimits,
+        answers: &mut Answers,
+    ) -> Accepted {
+        let now_ms = inbound.envelope.ts_ms;
+        let offset = next_offset(self.last_offset, now_ms);
+        let receiver_acks = self.receiver_acks;
+        let delivery = self.delivery_mut(now_ms);
+        if !delivery.recent.insert(inbound.identity) {
+            return Accepted::Repeated(delivery.repeat(inbound, receiver_acks));
+        }
+        if !delivery.is_behind {
+            // The envelope's own bytes: generous, and known before it is written.
+            let frame_bytes = inbound.envelope.payload.len() + FRAME_OVERHEAD_BYTES;
+            if delivery.outbox.is_empty() {
+                delivery.moved_ms = now_ms;
+            }
+            if delivery.outbox.has_room(frame_bytes, limits.outbox) {
+                let mut entry = Entry::new(offset, inbound.identity, now_ms, inbound.expires_ms);
+                entry.origin = inbound.origin;
+                entry.wants_ack = inbound.wants_ack;
+                delivery.outbox.push(&inbound.envelope, entry);
+                self.last_offset = offset;
+                return Accepted::Queued;
+            }
+            return self.fall_behind(inbound, store, answers);
+        }
+        self.append(inbound, store)
+    }
+
+    /// The outbox is full: from here on the store takes what comes, behind what the outbox holds.
+    fn fall_behind(&mut self, inbound: &Inbound<'_>, store: &mut impl Store, answers: &mut Answers) -> Accepted {
+        let last_offset = self.last_offset;
+        self.spill(store, u64::MAX, inbound.envelope.ts_ms, answers);
+        if let Some(delivery) = self.delivery.as_deref_mut() {
+            delivery.is_behind = true;
+            delivery.paged_offset = last_offset;
+        }
+        self.append(inbound, store)
+    }
+
+    /// Gives the store what was accepted before `accepted_before` and is not acknowledged; tells the senders who wait.
+    fn spill(&mut self, store: &mut impl Store, accepted_before: u64, now_ms: u64, answers: &mut Answers) {
+        let Some(delivery) = self.delivery.as_deref_mut() else { return };
+        let id = &self.id;
+        delivery.outbox.spill(accepted_before, |kept, asker| {
+            let _ = store.append(id.as_str(), kept, Room::Owed, now_ms);
+            if let Some((origin, msg_id)) = asker {
+                answers.push(origin, msg_id, AckStatus::Held);
+            }
+        });
+    }
+
+    fn append(&mut self, inbound: &Inbound<'_>, store: &mut impl Store) -> Accepted {
+        let now_ms = inbound.envelope.ts_ms;
+        let offset = next_offset(self.last_offset, now_ms);
+        match store.append(self.id.as_str(), inbound.keep(offset), Room::IfFree, now_ms) {
+            Poll::Ready(Appended::Kept) => {
+                self.last_offset = offset;
+                Accepted::Kept
+            }
+            Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
+            Poll::Ready(Appended::Refused(cause)) => {
+                self.delivery_mut(now_ms).recent.remove_latest(inbound.identity);
+                Accepted::Refused(cause)
+            }
+            // The answer comes by mail, and the ack with it.
+            Poll::Pending => Accepted::Queued,
+        }
+    }
+
+    /// Moves messages from the store to the outbox while it has room; returns whether there is something to write.
+    pub fn read_on(&mut self, store: &mut impl Store, page_bytes: usize, now_ms: u64) -> bool {
+        let Some(delivery) = self.delivery.as_deref_mut() else { return false };
+        if !delivery.is_behind {
+            return false;
+        }
+        if delivery.outbox.is_empty() {
+            delivery.moved_ms = now_ms;
+        }
+        if let Poll::Ready(page) = store.page(&self.id, delivery.paged_offset, page_bytes.min(PAGE_BYTES)) {
+            delivery.is_behind = !page.is_empty();
+            for kept in page {
+                delivery.paged_offset = kept.offset;
+                self.last_offset = self.last_offset.max(kept.offset);
+                delivery.outbox.push_stored(&kept);
+            }
+        }
+        delivery.outbox.has_unsent()
+    }
+
+    /// Reads on when the outbox is emptied far enough for a page.
+    pub fn read_on_if_room(&mut self, store: &mut impl Store, limits: SessionLimits, now_ms: u64) -> bool {
+        let has_room = self
+            .delivery
+            .as_ref()
+            .is_some_and(|delivery| delivery.is_behind && delivery.outbox.has_room_for_a_page(limits.outbox));
+        has_room && self.read_on(store, limits.outbox.bytes / 2, now_ms)
+    }
+
+    /// Copies what is due to `out`.
+    pub fn take_unsent(&mut self, out: &mut Vec<u8>, bytes_max: usize) {
+        if let Some(delivery) = self.delivery.as_deref_mut() {
+            delivery.outbox.take_unsent(out, bytes_max);
+        }
+    }
+
+    /// All that was taken has been written. `answers` gets what senders learn of it.
+    pub fn on_written(&mut self, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
+        let receiver_acks = self.receiver_acks;
+        if let Some(delivery) = self.delivery.as_deref_mut() {
+            delivery.outbox.mark_written();
+            if !receiver_acks {
+                self.finish(store, now_ms, AckStatus::Sent, answers, |outbox| outbox.pop_done(false));
+            }
+        }
+    }
+
+    /// The client has everything up to `offset`.
+    pub fn on_ack_offset(&mut self, offset: u64, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
+        self.receiver_acks = true;
+        self.finish(store, now_ms, AckStatus::Delivered, answers, |outbox| outbox.pop_acked(offset));
+    }
+
+    /// The client has this one message. Of two with the same name from different senders the older is meant.
+    pub fn on_ack_message(&mut self, escaped_msg_id: &str, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
+        self.receiver_acks = true;
+        let Some(delivery) = self.delivery.as_deref_mut() else { return };
+        delivery.outbox.ack_message(|msg_id| msg_id == escaped_msg_id);
+        self.finish(store, now_ms, AckStatus::Delivered, answers, |outbox| outbox.pop_done(true));
+    }
+
+    fn finish(
+        &mut self,
+        store: &mut impl Store,
+        now_ms: u64,
+        status: AckStatus,
+        answers: &mut Answers,
+        mut pop: impl FnMut(&mut Outbox) -> Option<Done>,
+    ) {
+        let Some(delivery) = self.delivery.as_deref_mut() else { return };
+        let mut trim_offset = 0;
+        let mut has_moved = false;
+        while let Some(done) = pop(&mut delivery.outbox) {
+            has_moved = true;
+            if done.entry.wants_ack {
+                answers.push(done.entry.origin, delivery.outbox.msg_id(&done), status);
+            }
+            if done.was_stored {
+                trim_offset = done.entry.offset;
+            }
+        }
+        if has_moved {
+            delivery.moved_ms = now_ms;
+            delivery.outbox.tidy();
+        }
+        if trim_offset > 0 {
+            store.trim(&self.id, trim_offset);
+        }
+    }
+
+    /// Gives the store what the recipient has left unacknowledged for `ack_wait`, and tells the senders.
+    pub fn spill_overdue(&mut self, store: &mut impl Store, limits: SessionLimits, now_ms: u64, answers: &mut Answers) {
+        self.spill(store, now_ms.saturating_sub(limits.ack_wait_ms), now_ms, answers);
+    }
+
+    /// The client is gone: the store gets all that it has not acknowledged, and the senders are told.
+    pub fn leave(mut self, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
+        self.spill(store, u64::MAX, now_ms, answers);
+        store.release(&self.id, self.last_offset, now_ms);
+    }
+
+    /// True when the outbox is at its limit, or behind the store, and has not moved for `limit_ms`.
+    pub fn is_stuck(&self, limits: SessionLimits, limit_ms: u64, now_ms: u64) -> bool {
+        self.delivery.as_ref().is_some_and(|delivery| {
+            let is_full = delivery.is_behind || !delivery.outbox.has_room(0, limits.outbox);
+            is_full && !delivery.outbox.is_empty() && now_ms.saturating_sub(delivery.moved_ms) >= limit_ms
+        })
+    }
+
+    /// Frees what a quiet session need not keep: an empty outbox and names nobody has repeated for `quiet_ms`.
+    pub fn rest(&mut self, quiet_ms: u64, now_ms: u64) {
+        let is_quiet = self.delivery.as_ref().is_some_and(|delivery| {
+            delivery.outbox.is_empty() && !delivery.is_behind && now_ms.saturating_sub(delivery.moved_ms) >= quiet_ms
+        });
+        if is_quiet {
+            self.delivery = None;
+        }
+    }
+}
+
+/// More than an envelope adds to its payload with ids of ordinary length.
+const FRAME_OVERHEAD_BYTES: usize = 256;
+
+impl Delivery {
+    /// What the sender of a message that came before is told.
+    fn repeat(&mut self, inbound: &Inbound<'_>, receiver_acks: bool) -> Option<AckStatus> {
+        if let Some(entry) = self.outbox.find(inbound.identity) {
+            if inbound.wants_ack {
+                entry.origin = inbound.origin;
+                entry.wants_ack = true;
+            }
+            return None;
+        }
+        Some(match (self.is_behind, receiver_acks) {
+            (true, _) => AckStatus::Held,
+            (false, true) => AckStatus::Delivered,
+            (false, false) => AckStatus::Sent,
+        })
+    }
+}

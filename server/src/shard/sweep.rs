@@ -1,0 +1,104 @@
+//! What happens with time: pings, deadlines, overdue acks, rest. One coarse round a second over all connections, a
+//! slice of it per tick: that costs a few nanoseconds per connection and second, and an idle one no timer of its own.
+
+use std::time::Duration;
+
+use websocket::{Opcode, encode_frame};
+
+use super::clock::TICK;
+use super::connection::{Ending, Purpose};
+use super::disconnect::Disconnect;
+use super::slab::Key;
+use super::state::State;
+
+/// A round over all connections.
+const ROUND: Duration = Duration::from_secs(1);
+/// How long a busy connection lingers in its task after its last bytes.
+const PARK_AFTER: Duration = Duration::from_millis(1500);
+/// How long a closing socket may take to flush, or its peer to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a quiet session remembers the names of its latest messages, in milliseconds.
+const REMEMBER_MS: u64 = 120_000;
+/// Replay buffers looked at in one tick.
+const BUFFERS_PER_TICK: usize = 1_000;
+
+impl State {
+    /// One tick's share of a round.
+    pub(super) fn sweep(&mut self) {
+        let ticks = usize::try_from(ROUND.as_millis() / TICK.as_millis()).unwrap_or(1).max(1);
+        let share = self.connections.slots().div_ceil(ticks);
+        for _ in 0..share {
+            if self.swept >= self.connections.slots() {
+                self.swept = 0;
+            }
+            let index = self.swept;
+            self.swept += 1;
+            if let Some((key, _)) = self.connections.at(index) {
+                self.sweep_connection(key);
+            }
+        }
+        self.counters.expired.add(self.store.expire(self.clock.wall_ms, BUFFERS_PER_TICK));
+        self.counters.kept_messages.set(self.store.messages() as u64);
+        self.counters.kept_bytes.set(self.store.bytes() as u64);
+        self.send_answers();
+    }
+
+    fn sweep_connection(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let silent = self.clock.tick.since(connection.heard_at);
+        if let Some(active) = connection.active.as_deref_mut() {
+            if active.ending != Ending::None {
+                if silent >= CLOSE_TIMEOUT {
+                    self.abort(key);
+                }
+                return;
+            }
+            if active.has_task && silent >= PARK_AFTER && !active.must_park {
+                active.must_park = true;
+                active.wake();
+            }
+        }
+        match connection.purpose {
+            Purpose::Opening => {
+                if silent >= self.settings.handshake_timeout {
+                    self.counters.refused_deadline.add(1);
+                    self.close(key, Disconnect::Handshake);
+                }
+            }
+            Purpose::Echo => self.keep_alive(key, silent),
+            Purpose::Session(session) => {
+                self.sweep_session(key, session);
+                self.keep_alive(key, silent);
+            }
+        }
+    }
+
+    fn sweep_session(&mut self, connection: Key, key: Key) {
+        let (now_ms, limits) = (self.clock.wall_ms, self.settings.session);
+        let stall_ms = u64::try_from(self.settings.stall_timeout.as_millis()).unwrap_or(u64::MAX);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.rest(REMEMBER_MS, now_ms);
+        if session.receiver_acks() {
+            session.spill_overdue(&mut self.store, limits, now_ms, &mut self.answers);
+        }
+        let has_more = session.read_on_if_room(&mut self.store, limits, now_ms);
+        if session.is_stuck(limits, stall_ms, now_ms) {
+            self.close(connection, Disconnect::SlowConsumer);
+        } else if has_more {
+            self.wake(connection);
+        }
+    }
+
+    fn keep_alive(&mut self, key: Key, silent: Duration) {
+        if silent < self.settings.ping_interval {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        if !connection.is_pinged {
+            connection.is_pinged = true;
+            self.reply(key, |replies| encode_frame(replies, Opcode::Ping, b""));
+        } else if silent >= self.settings.ping_interval + self.settings.pong_timeout {
+            self.close(key, Disconnect::NoPong);
+        }
+    }
+}
