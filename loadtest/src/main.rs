@@ -51,8 +51,7 @@ fn main() -> ExitCode {
             Err(error) => fail(&error),
         };
     }
-    let outcome =
-        load(args).and_then(|config| config.map_or(Ok(0), |config| run(&Arc::new(config))));
+    let outcome = load(args).and_then(|config| config.map_or(Ok(0), |config| run(&Arc::new(config))));
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(error) => fail(&error),

@@ -53,14 +53,10 @@ pub(crate) fn prepare(config: &Config) -> Result<()> {
     let needs = Needs::of(config);
     check(config, needs, &limits)?;
     for source in &config.sources {
-        UdpSocket::bind((*source, 0)).with_context(|| {
-            format!("{source} is no address of this machine: see --source-addresses")
-        })?;
+        UdpSocket::bind((*source, 0))
+            .with_context(|| format!("{source} is no address of this machine: see --source-addresses"))?;
     }
-    let raised = Rlimit {
-        current: Some(limits.descriptors),
-        maximum: Some(limits.descriptors),
-    };
+    let raised = Rlimit { current: Some(limits.descriptors), maximum: Some(limits.descriptors) };
     let current = getrlimit(Resource::Nofile).current;
     if current.is_some_and(|current| current < needs.descriptors_per_process) {
         setrlimit(Resource::Nofile, raised).context("cannot raise the limit of open files")?;
@@ -70,18 +66,13 @@ pub(crate) fn prepare(config: &Config) -> Result<()> {
 
 impl Limits {
     fn read() -> Result<Self> {
-        let read =
-            |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
-        let numbers = |text: &str| -> Vec<u64> {
-            text.split_whitespace()
-                .filter_map(|word| word.parse().ok())
-                .collect()
+        let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
+        let numbers =
+            |text: &str| -> Vec<u64> { text.split_whitespace().filter_map(|word| word.parse().ok()).collect() };
+        let (first_port, last_port) = match numbers(&read("/proc/sys/net/ipv4/ip_local_port_range")?)[..] {
+            [first, last] => (first, last),
+            _ => (32_768, 60_999),
         };
-        let (first_port, last_port) =
-            match numbers(&read("/proc/sys/net/ipv4/ip_local_port_range")?)[..] {
-                [first, last] => (first, last),
-                _ => (32_768, 60_999),
-            };
         let descriptors_free = match numbers(&read("/proc/sys/fs/file-nr")?)[..] {
             [used, _, all] => all.saturating_sub(used),
             _ => u64::MAX,
@@ -91,9 +82,7 @@ impl Limits {
             descriptors: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             descriptors_free,
             ports: (last_port + 1).saturating_sub(first_port),
-            memory_bytes: read("/proc/meminfo")
-                .ok()
-                .and_then(|text| parse_available_bytes(&text)),
+            memory_bytes: read("/proc/meminfo").ok().and_then(|text| parse_available_bytes(&text)),
             cpus: (0..u32::try_from(rustix::thread::CpuSet::MAX_CPU)?)
                 .filter(|cpu| cpus.is_set(*cpu as usize))
                 .collect(),
@@ -102,9 +91,7 @@ impl Limits {
 }
 
 fn parse_available_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -119,9 +106,7 @@ impl Needs {
         };
         let per_process = held.div_ceil(u64::from(config.processes)) + opening + DESCRIPTORS_SPARE;
         let connection_bytes = match config.scenario {
-            Scenario::Echo | Scenario::P2p => {
-                HOT_CONNECTION_BYTES + 4 * u64::from(config.payload_bytes)
-            }
+            Scenario::Echo | Scenario::P2p => HOT_CONNECTION_BYTES + 4 * u64::from(config.payload_bytes),
             Scenario::Idle | Scenario::Storm => COLD_CONNECTION_BYTES,
         };
         Self {
@@ -134,22 +119,13 @@ impl Needs {
 }
 
 fn check(config: &Config, needs: Needs, limits: &Limits) -> Result<()> {
-    let Needs {
-        descriptors_per_process,
-        descriptors,
-        sockets,
-        memory_bytes,
-    } = needs;
+    let Needs { descriptors_per_process, descriptors, sockets, memory_bytes } = needs;
     let unpinnable = config.cpus.iter().find(|cpu| !limits.cpus.contains(cpu));
     if let Some(cpu) = unpinnable {
-        anyhow::bail!(
-            "--cpus {cpu}: this process may run on {:?} only",
-            limits.cpus
-        );
+        anyhow::bail!("--cpus {cpu}: this process may run on {:?} only", limits.cpus);
     }
-    let room = limits
-        .descriptors
-        .saturating_sub(descriptors_per_process - sockets.div_ceil(u64::from(config.processes)));
+    let room =
+        limits.descriptors.saturating_sub(descriptors_per_process - sockets.div_ceil(u64::from(config.processes)));
     ensure!(
         descriptors_per_process <= limits.descriptors,
         "{sockets} connections need {descriptors_per_process} open files in each of {} processes, the hard limit is {}: \
@@ -167,10 +143,7 @@ fn check(config: &Config, needs: Needs, limits: &Limits) -> Result<()> {
     servers.sort_unstable();
     servers.dedup();
     let sources = config.sources.len().max(1) as u64;
-    let ports = limits
-        .ports
-        .saturating_mul(sources)
-        .saturating_mul(servers.len() as u64);
+    let ports = limits.ports.saturating_mul(sources).saturating_mul(servers.len() as u64);
     ensure!(
         sockets <= ports,
         "{sockets} connections from {sources} source addresses to {} servers have {ports} ports between them: give {} \
@@ -208,14 +181,9 @@ mod tests {
 
     /// What speaks against the run, or an empty text.
     fn shortage(line: &str, limits: &Limits) -> String {
-        let args =
-            Args::try_parse_from(["rtc-loadtest"].into_iter().chain(line.split_whitespace()))
-                .unwrap();
+        let args = Args::try_parse_from(["rtc-loadtest"].into_iter().chain(line.split_whitespace())).unwrap();
         let config = Config::try_from(with_defaults(args).unwrap()).unwrap();
-        check(&config, Needs::of(&config), limits)
-            .err()
-            .map(|error| error.to_string())
-            .unwrap_or_default()
+        check(&config, Needs::of(&config), limits).err().map(|error| error.to_string()).unwrap_or_default()
     }
 
     #[test]
@@ -225,59 +193,17 @@ mod tests {
             ("idle --connections 20000", limits(), "use --processes 2"),
             ("idle --connections 100000", limits(), "use --processes 6"),
             ("idle --connections 100000 --processes 6", limits(), ""),
-            (
-                "idle --connections 20000 --processes 2",
-                Limits {
-                    descriptors_free: 100,
-                    ..limits()
-                },
-                "fs.file-max",
-            ),
-            (
-                "idle --connections 5000",
-                Limits {
-                    ports: 1000,
-                    ..limits()
-                },
-                "give 5 --source-addresses",
-            ),
-            (
-                "idle --connections 5000 --source-addresses 10.0.0.1,10.0.0.2",
-                Limits {
-                    ports: 2500,
-                    ..limits()
-                },
-                "",
-            ),
-            (
-                "echo --connections 10000",
-                Limits {
-                    memory_bytes: Some(100 << 20),
-                    ..limits()
-                },
-                "100 MiB are available",
-            ),
-            (
-                "echo --connections 10000",
-                Limits {
-                    memory_bytes: None,
-                    ..limits()
-                },
-                "",
-            ),
+            ("idle --connections 20000 --processes 2", Limits { descriptors_free: 100, ..limits() }, "fs.file-max"),
+            ("idle --connections 5000", Limits { ports: 1000, ..limits() }, "give 5 --source-addresses"),
+            ("idle --connections 5000 --source-addresses 10.0.0.1,10.0.0.2", Limits { ports: 2500, ..limits() }, ""),
+            ("echo --connections 10000", Limits { memory_bytes: Some(100 << 20), ..limits() }, "100 MiB are available"),
+            ("echo --connections 10000", Limits { memory_bytes: None, ..limits() }, ""),
             ("echo --cpus 7", limits(), "--cpus 7"),
             ("storm", limits(), ""),
-            (
-                "storm --hold --connections 50000",
-                limits(),
-                "use --processes 3",
-            ),
+            ("storm --hold --connections 50000", limits(), "use --processes 3"),
         ] {
             let shortage = shortage(line, &limits);
-            assert!(
-                shortage.contains(named) && shortage.is_empty() == named.is_empty(),
-                "{line}: {shortage}"
-            );
+            assert!(shortage.contains(named) && shortage.is_empty() == named.is_empty(), "{line}: {shortage}");
         }
     }
 
@@ -286,17 +212,8 @@ mod tests {
         for connections in [20_000u32, 39_800, 150_000] {
             let line = format!("idle --connections {connections}");
             let advice = shortage(&line, &limits());
-            let processes = advice
-                .split("--processes ")
-                .nth(1)
-                .unwrap()
-                .split(' ')
-                .next()
-                .unwrap();
-            assert_eq!(
-                shortage(&format!("{line} --processes {processes}"), &limits()),
-                ""
-            );
+            let processes = advice.split("--processes ").nth(1).unwrap().split(' ').next().unwrap();
+            assert_eq!(shortage(&format!("{line} --processes {processes}"), &limits()), "");
         }
     }
 
@@ -304,9 +221,6 @@ mod tests {
     fn this_machine_has_limits() {
         let limits = Limits::read().unwrap();
         assert!(limits.descriptors > 0 && limits.ports > 0 && !limits.cpus.is_empty());
-        assert_eq!(
-            parse_available_bytes("MemTotal: 9 kB\nMemAvailable:   7 kB\n"),
-            Some(7 * 1024)
-        );
+        assert_eq!(parse_available_bytes("MemTotal: 9 kB\nMemAvailable:   7 kB\n"), Some(7 * 1024));
     }
 }

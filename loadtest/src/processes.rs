@@ -55,14 +55,8 @@ pub(crate) fn run_processes(config: &Config, observer: &mut dyn Observer) -> Res
     let (reports, inbox) = mpsc::channel();
     let mut children = Vec::new();
     for process in 0..config.processes {
-        let orders = Orders {
-            config: config.clone(),
-            process,
-        };
-        children.push(
-            Fellow::start(&orders, reports.clone())
-                .context("cannot start another process of this program")?,
-        );
+        let orders = Orders { config: config.clone(), process };
+        children.push(Fellow::start(&orders, reports.clone()).context("cannot start another process of this program")?);
     }
     drop(reports);
     let mut is_started = false;
@@ -76,11 +70,7 @@ pub(crate) fn run_processes(config: &Config, observer: &mut dyn Observer) -> Res
         if observer.is_interrupted() {
             children.iter_mut().for_each(Fellow::release);
         }
-        if !is_started
-            && children
-                .iter()
-                .all(|child| child.is_ready || child.outcome.is_some())
-        {
+        if !is_started && children.iter().all(|child| child.is_ready || child.outcome.is_some()) {
             is_started = true;
             observer.ready()?;
             children.iter_mut().for_each(Fellow::begin);
@@ -96,23 +86,14 @@ pub(crate) fn run_processes(config: &Config, observer: &mut dyn Observer) -> Res
 /// How far all of them are: the sum, in the phase of the slowest.
 fn sum(children: &[Fellow]) -> Snapshot {
     let running = children.iter().filter(|child| child.outcome.is_none());
-    let phase = running
-        .map(|child| child.snapshot.phase)
-        .min()
-        .unwrap_or(Phase::Draining);
-    children.iter().fold(
-        Snapshot {
-            phase,
-            ..Snapshot::default()
-        },
-        |sum, child| Snapshot {
-            opened: sum.opened + child.snapshot.opened,
-            failed: sum.failed + child.snapshot.failed,
-            sent: sum.sent + child.snapshot.sent,
-            received: sum.received + child.snapshot.received,
-            phase,
-        },
-    )
+    let phase = running.map(|child| child.snapshot.phase).min().unwrap_or(Phase::Draining);
+    children.iter().fold(Snapshot { phase, ..Snapshot::default() }, |sum, child| Snapshot {
+        opened: sum.opened + child.snapshot.opened,
+        failed: sum.failed + child.snapshot.failed,
+        sent: sum.sent + child.snapshot.sent,
+        received: sum.received + child.snapshot.received,
+        phase,
+    })
 }
 
 /// A child as its parent sees it.
@@ -147,14 +128,7 @@ impl Fellow {
             // The end of its output is the end of the child, whatever it said last.
             let _ = reports.send((process, None));
         });
-        Ok(Self {
-            process,
-            child,
-            orders: Some(stdin),
-            snapshot: Snapshot::default(),
-            is_ready: false,
-            outcome: None,
-        })
+        Ok(Self { process, child, orders: Some(stdin), snapshot: Snapshot::default(), is_ready: false, outcome: None })
     }
 
     fn note(&mut self, report: Option<Report>) {
@@ -170,10 +144,7 @@ impl Fellow {
 
     fn fail(&mut self, cause: &str) {
         let fault = format!("process {}: {cause}", self.process);
-        self.outcome = Some(Tally {
-            faults: vec![fault],
-            ..Tally::default()
-        });
+        self.outcome = Some(Tally { faults: vec![fault], ..Tally::default() });
     }
 
     fn begin(&mut self) {
@@ -192,10 +163,7 @@ impl Fellow {
         // Its result is in; how it exits no longer matters.
         let _ = self.child.wait();
         let fault = vec![format!("process {}: died", self.process)];
-        self.outcome.unwrap_or(Tally {
-            faults: fault,
-            ..Tally::default()
-        })
+        self.outcome.unwrap_or(Tally { faults: fault, ..Tally::default() })
     }
 }
 
@@ -210,10 +178,7 @@ pub(crate) fn run_child() -> Result<()> {
     let (starts, is_started) = mpsc::channel();
     let is_interrupted = Arc::new(AtomicBool::new(false));
     // At a terminal Ctrl-C reaches every process; the parent's word decides.
-    signal_hook::flag::register(
-        signal_hook::consts::SIGINT,
-        Arc::new(AtomicBool::new(false)),
-    )?;
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)))?;
     thread::spawn({
         let is_interrupted = Arc::clone(&is_interrupted);
         move || {
@@ -224,12 +189,7 @@ pub(crate) fn run_child() -> Result<()> {
             is_interrupted.store(true, Relaxed);
         }
     });
-    let mut parent = Parent {
-        is_started,
-        is_interrupted,
-        said: Snapshot::default(),
-        said_at: Instant::now(),
-    };
+    let mut parent = Parent { is_started, is_interrupted, said: Snapshot::default(), said_at: Instant::now() };
     let report = match run_process(&Arc::new(orders.config), orders.process, &mut parent) {
         Ok(tally) => Report::Done(Box::new(tally)),
         Err(error) => Report::Failed(error.to_string()),

@@ -129,20 +129,11 @@ impl Report {
     pub(crate) fn new(config: &Config, tally: Tally, server: Option<ServerUsage>) -> Self {
         let figures = Figures::new(config, &tally);
         let judged = figures.judged(config, &tally);
-        let Verdict {
-            outcome,
-            void_reasons,
-            failures,
-        } = judge(&judged, &config.targets);
+        let Verdict { outcome, void_reasons, failures } = judge(&judged, &config.targets);
         let generator = GeneratorReport::new(config, &tally, &figures);
         let server = server.map(|usage| ServerReport::new(usage, &tally));
         let (failed, errors) = (tally.failed(), errors(&tally));
-        let Tally {
-            ledger,
-            measures,
-            opened,
-            ..
-        } = tally;
+        let Tally { ledger, measures, opened, .. } = tally;
         let latency = latency_report(&judged.messages);
         let (intended, depth, pacing) = match config.load {
             Load::Open { per_second } => (Some(per_second), None, "open"),
@@ -172,14 +163,8 @@ impl Report {
             refused: ledger.refused,
             accepted: config.sender_acks.then_some(ledger.accepted),
             unconfirmed: config.sender_acks.then_some(ledger.unconfirmed),
-            rate: RateReport {
-                intended,
-                achieved: figures.rate,
-            },
-            connects: ConnectsReport {
-                per_second: figures.connects_per_second,
-                opening_s: figures.opening_s,
-            },
+            rate: RateReport { intended, achieved: figures.rate },
+            connects: ConnectsReport { per_second: figures.connects_per_second, opening_s: figures.opening_s },
             latency_us: latency,
             raw_latency_us: match config.load.pacing() {
                 Pacing::OpenLoop => latency_report(&quantiles(&measures.raw_latency)),
@@ -228,9 +213,7 @@ impl Figures {
             } else {
                 per_second(tally.opened, opening_s)
             },
-            cpu_share: per_second(tally.cpu, measured_s)
-                / NANOS_PER_SECOND
-                / f64::from(config.workers()),
+            cpu_share: per_second(tally.cpu, measured_s) / NANOS_PER_SECOND / f64::from(config.workers()),
         }
     }
 
@@ -263,11 +246,7 @@ impl GeneratorReport {
             threads: config.threads,
             cpu_share: figures.cpu_share,
             cpu_us_per_message: cpu_us_per_message(tally.cpu, tally),
-            driver: if tally.workers_on_epoll == 0 {
-                "io_uring"
-            } else {
-                "epoll"
-            },
+            driver: if tally.workers_on_epoll == 0 { "io_uring" } else { "epoll" },
         }
     }
 }
@@ -282,8 +261,7 @@ impl ServerReport {
             rss_before_bytes: usage.rss_before_bytes,
             rss_open_bytes: usage.rss_open_bytes,
             rss_end_bytes: usage.rss_end_bytes,
-            rss_bytes_per_connection: (tally.opened > 0)
-                .then(|| growth / approximate(tally.opened)),
+            rss_bytes_per_connection: (tally.opened > 0).then(|| growth / approximate(tally.opened)),
         }
     }
 }
@@ -294,11 +272,7 @@ fn seconds(nanos: Nanos) -> f64 {
 
 /// 0 where no time has passed.
 fn per_second(count: u64, seconds: f64) -> f64 {
-    if seconds > 0.0 {
-        approximate(count) / seconds
-    } else {
-        0.0
-    }
+    if seconds > 0.0 { approximate(count) / seconds } else { 0.0 }
 }
 
 fn cpu_us_per_message(cpu: Nanos, tally: &Tally) -> Option<f64> {

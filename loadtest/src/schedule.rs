@@ -23,11 +23,7 @@ impl Rate {
         if !(0.001..=Self::PER_SECOND_MAX).contains(&per_second) {
             return None;
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "checked to be 1 to 10^12"
-        )]
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be 1 to 10^12")]
         let per_second_milli = (per_second * MILLI).round() as u64;
         Some(Self { per_second_milli })
     }
@@ -53,13 +49,7 @@ impl Schedule {
     /// The part of worker `first` of `step` workers, from `start` to `end` on this process's clock.
     pub(crate) fn new(rate: Rate, start: Nanos, end: Nanos, first: u32, step: u32) -> Self {
         assert!(first < step);
-        Self {
-            rate,
-            start,
-            end,
-            next_index: u64::from(first),
-            step: u64::from(step),
-        }
+        Self { rate, start, end, next_index: u64::from(first), step: u64::from(step) }
     }
 
     /// When the next message is due, or `None` when the schedule is over.

@@ -1,6 +1,7 @@
 //! A server to test the load generator against: one thread per connection, and faults on demand.
 //!
 //! Speaks just enough of the client protocol to relay messages between the clients of one process.
+#![allow(clippy::unwrap_used, reason = "part of a test")]
 
 use std::{
     collections::HashMap,
@@ -61,12 +62,8 @@ impl Shared {
 pub fn serve(fault: Fault) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    let shared = Arc::new(Shared {
-        fault,
-        clients: Mutex::default(),
-        messages: AtomicU64::new(0),
-        offsets: AtomicU64::new(0),
-    });
+    let shared =
+        Arc::new(Shared { fault, clients: Mutex::default(), messages: AtomicU64::new(0), offsets: AtomicU64::new(0) });
     thread::spawn(move || {
         for stream in listener.incoming() {
             let shared = Arc::clone(&shared);
@@ -84,7 +81,7 @@ fn serve_connection(mut stream: TcpStream, shared: &Shared) -> Option<()> {
         return None;
     }
     let mut head = Vec::new();
-    let mut chunk = [0; 64 * 1024];
+    let mut chunk = vec![0; 64 * 1024];
     let (path, query) = loop {
         let count = stream.read(&mut chunk).ok().filter(|count| *count > 0)?;
         head.extend_from_slice(&chunk[..count]);
@@ -103,16 +100,9 @@ fn serve_connection(mut stream: TcpStream, shared: &Shared) -> Option<()> {
     if path == "/ws/echo" {
         return echo(stream, shared);
     }
-    let query: HashMap<String, String> = query_pairs(&query)
-        .flatten()
-        .map(|(name, value)| (name.into_owned(), value.into_owned()))
-        .collect();
-    relay(
-        stream,
-        shared,
-        query.get("clientId")?,
-        query.contains_key("acks"),
-    )
+    let query: HashMap<String, String> =
+        query_pairs(&query).flatten().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
+    relay(stream, shared, query.get("clientId")?, query.contains_key("acks"))
 }
 
 fn echo(mut stream: TcpStream, shared: &Shared) -> Option<()> {
@@ -123,9 +113,9 @@ fn echo(mut stream: TcpStream, shared: &Shared) -> Option<()> {
         let count = stream.read(&mut chunk).ok().filter(|count| *count > 0)?;
         let mut rest = &mut chunk[..count];
         while !rest.is_empty() {
-            let decoded = decoder.decode(rest).ok()?;
-            let consumed = decoded.consumed;
-            match decoded.event {
+            let next = decoder.decode(rest).ok()?;
+            let consumed = next.consumed;
+            match next.event {
                 Some(Event::Binary(payload)) => {
                     shared.messages.fetch_add(1, Relaxed);
                     let mut payload = payload.to_vec();
@@ -161,16 +151,9 @@ fn echo(mut stream: TcpStream, shared: &Shared) -> Option<()> {
 
 fn relay(mut stream: TcpStream, shared: &Shared, client: &str, acks: bool) -> Option<()> {
     let writer = Arc::new(Mutex::new(stream.try_clone().ok()?));
-    shared
-        .clients
-        .lock()
-        .unwrap()
-        .insert(client.to_owned(), Arc::clone(&writer));
+    shared.clients.lock().unwrap().insert(client.to_owned(), Arc::clone(&writer));
     if shared.fault != Fault::NoWelcome {
-        say(
-            &writer,
-            r#"{"type":"welcome","nodeId":"toy","recovered":true,"offset":0,"pingIntervalMs":20000}"#,
-        );
+        say(&writer, r#"{"type":"welcome","nodeId":"toy","recovered":true,"offset":0,"pingIntervalMs":20000}"#);
     }
     let mut decoder = Decoder::new(Role::Server, 1 << 20);
     let mut chunk = vec![0; 64 * 1024];
@@ -179,9 +162,9 @@ fn relay(mut stream: TcpStream, shared: &Shared, client: &str, acks: bool) -> Op
         let count = stream.read(&mut chunk).ok().filter(|count| *count > 0)?;
         let mut rest = &mut chunk[..count];
         while !rest.is_empty() {
-            let decoded = decoder.decode(rest).ok()?;
-            let consumed = decoded.consumed;
-            match decoded.event {
+            let next = decoder.decode(rest).ok()?;
+            let consumed = next.consumed;
+            match next.event {
                 Some(Event::Text(text)) => {
                     let message: Value = sonic_rs::from_str(text).ok()?;
                     if message["type"].as_str() == Some("message") {
@@ -213,10 +196,7 @@ fn pass_on(
     let field = |name: &str| message[name].as_str().unwrap_or_default().to_owned();
     let (msg_id, to, mut payload) = (field("msgId"), field("toClientId"), field("payload"));
     if shared.is_faulty(Fault::Refuse) {
-        say(
-            sender,
-            &format!(r#"{{"type":"error","code":"overloaded","reason":"toy","msgId":"{msg_id}"}}"#),
-        );
+        say(sender, &format!(r#"{{"type":"error","code":"overloaded","reason":"toy","msgId":"{msg_id}"}}"#));
         return;
     }
     if shared.is_faulty(Fault::Corrupt) {
@@ -227,11 +207,7 @@ fn pass_on(
         r#"{{"type":"message","msgId":"{msg_id}","from":"{from}","toClientId":"{to}","payload":"{payload}","offset":{offset},"ts":1}}"#
     );
     let recipient = shared.clients.lock().unwrap().get(&to).cloned();
-    let recipient = if shared.is_faulty(Fault::Misdeliver) {
-        Some(Arc::clone(sender))
-    } else {
-        recipient
-    };
+    let recipient = if shared.is_faulty(Fault::Misdeliver) { Some(Arc::clone(sender)) } else { recipient };
     if let Some(recipient) = recipient {
         if shared.is_faulty(Fault::Reorder) {
             *held_back = Some(text);
@@ -246,10 +222,7 @@ fn pass_on(
         }
     }
     if acks {
-        say(
-            sender,
-            &format!(r#"{{"type":"ack","msgId":"{msg_id}","status":"sent"}}"#),
-        );
+        say(sender, &format!(r#"{{"type":"ack","msgId":"{msg_id}","status":"sent"}}"#));
     }
 }
 
