@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(value_enum, env = "RTC_LOADTEST_SCENARIO")]
     pub(crate) scenario: Option<Scenario>,
 
-    /// Servers, taken in turn: `ws://HOST:PORT[/PATH],…` [default: ws://127.0.0.1:8080]
+    /// Servers, taken in turn: `ws://HOST:PORT[/PATH],…` [default: `ws://127.0.0.1:8080`]
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_URL", value_name = "URL")]
     pub(crate) url: Option<Vec<String>>,
 

@@ -217,7 +217,8 @@ mod tests {
             let at = at.index(DELIVERED.len());
             let text = format!("{}{with}{}", &DELIVERED[..at], &DELIVERED[at + 1..]);
             if let Some(scanned) = scan(&text) {
-                prop_assert_eq!(Some(scanned), parse(&text, &mut Unescaped::default()));
+                let mut unescaped = Unescaped::default();
+                prop_assert_eq!(Some(scanned), parse(&text, &mut unescaped));
             }
         }
 

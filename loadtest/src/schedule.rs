@@ -67,6 +67,7 @@ impl Schedule {
         self.next_index += self.step;
         Some(due)
     }
+<<<<<<< HEAD
 
     /// How many messages of this part are still to come.
     pub(crate) fn remaining(&self) -> u64 {
@@ -76,6 +77,8 @@ impl Schedule {
         let limit = u64::try_from(limit).unwrap_or(u64::MAX);
         limit.saturating_sub(self.next_index).div_ceil(self.step)
     }
+=======
+>>>>>>> refs/heads/loadtest
 }
 
 #[cfg(test)]
@@ -106,6 +109,13 @@ mod tests {
         assert_eq!(schedule.peek(), Some(1_000_500));
     }
 
+    #[test]
+    fn what_is_due_at_the_end_is_not_sent() {
+        let mut schedule = Schedule::new(Rate::new(1000.0).unwrap(), 0, 10_000_000, 0, 1);
+        let sent = std::iter::from_fn(|| schedule.take_due(u64::MAX)).count();
+        assert_eq!((sent, schedule.peek()), (10, None));
+    }
+
     proptest! {
         /// However many workers share a rate, together they send what one would have sent, at the same times.
         #[test]
@@ -114,12 +124,10 @@ mod tests {
             let end = end_ms * 1_000_000;
             let part = |first, step| {
                 let mut schedule = Schedule::new(rate, 0, end, first, step);
-                let promised = schedule.remaining();
                 let mut times = Vec::new();
                 while let Some(due) = schedule.take_due(u64::MAX) {
                     times.push(due);
                 }
-                assert_eq!(times.len() as u64, promised);
                 times
             };
             let whole = part(0, 1);

@@ -36,7 +36,7 @@ const ORDERS_INTERVAL: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Driver {
     Uring,
-    /// Where the kernel refuses io_uring.
+    /// Where the kernel refuses `io_uring`.
     Epoll,
 }
 
@@ -189,13 +189,11 @@ fn run(
         Ok(tally)
     };
     // A runtime is never dropped: operations may be in flight in it. The process ends soon after.
-    match build_uring() {
-        Ok(runtime) => Box::leak(Box::new(runtime)).block_on(work(Driver::Uring)),
-        Err(_) => {
-            let runtime = RuntimeBuilder::<LegacyDriver>::new().build()?;
-            Box::leak(Box::new(runtime)).block_on(work(Driver::Epoll))
-        }
+    if let Ok(runtime) = build_uring() {
+        return Box::leak(Box::new(runtime)).block_on(work(Driver::Uring));
     }
+    let runtime = RuntimeBuilder::<LegacyDriver>::new().build()?;
+    Box::leak(Box::new(runtime)).block_on(work(Driver::Epoll))
 }
 
 fn build_uring() -> io::Result<monoio::Runtime<IoUringDriver>> {

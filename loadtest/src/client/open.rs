@@ -245,9 +245,9 @@ impl Opener {
         loop {
             // A fresh decoder over all the bytes so far: the frame is short and nearly always whole at once.
             let mut decoder = Decoder::new(Role::Client, ENVELOPE_BYTES_MAX);
-            let decoded = decoder.decode(surplus).map_err(|_| OpenError::NoWelcome)?;
-            let consumed = decoded.consumed;
-            match decoded.event {
+            let first = decoder.decode(surplus).map_err(|_| OpenError::NoWelcome)?;
+            let consumed = first.consumed;
+            match first.event {
                 Some(Event::Text(text)) if envelope::is_welcome(text) => {
                     surplus.drain(..consumed);
                     return Ok(());
@@ -284,13 +284,16 @@ async fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<(), Op
     }
 }
 
+/// What to do with the outcome of one opening, and whether to go on.
+pub(crate) type Outcome = dyn Fn(u32, Result<Opened, OpenError>) -> ControlFlow<()>;
+
 /// Opens connections `indexes` of the run, `in_flight` at a time, until `each` has had enough.
 pub(crate) async fn open_all(
     opener: &Rc<Opener>,
     indexes: std::ops::Range<u32>,
     in_flight: u32,
     query: Rc<dyn Fn(u32) -> String>,
-    each: Rc<dyn Fn(u32, Result<Opened, OpenError>) -> ControlFlow<()>>,
+    each: Rc<Outcome>,
 ) {
     let next = Rc::new(Cell::new(indexes.start));
     let tasks: Vec<_> = (0..in_flight.min(indexes.end - indexes.start))
