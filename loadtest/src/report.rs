@@ -127,49 +127,6 @@ pub(crate) struct ServerReport {
 impl Report {
     /// Judges the run and puts everything that was counted in order.
     pub(crate) fn new(config: &Config, tally: Tally, server: Option<ServerUsage>) -> Self {
-<<<<<<< HEAD
-        let measured_s = approximate(tally.measured) / NANOS_PER_SECOND;
-        let per_second = |count: u64| {
-            if measured_s > 0.0 { approximate(count) / measured_s } else { 0.0 }
-        };
-        let achieved = per_second(tally.measures.received_in_window);
-        let opening_s = approximate(tally.opening) / NANOS_PER_SECOND;
-        let connects_per_second = if tally.opened_in_window > 0 {
-            per_second(tally.opened_in_window)
-        } else if opening_s > 0.0 {
-            approximate(tally.opened) / opening_s
-        } else {
-            0.0
-        };
-        let cores = f64::from(config.workers());
-        let cpu_share =
-            if measured_s > 0.0 { approximate(tally.cpu) / NANOS_PER_SECOND / measured_s / cores } else { 0.0 };
-        let failed = tally.failed();
-        let errors = errors(&tally);
-        let Tally { ledger, measures, .. } = tally;
-        let judged = Judged {
-            messages: quantiles(&measures.latency),
-            acks: quantiles(&measures.ack_latency),
-            handshakes: quantiles(&measures.handshake),
-            ledger: ledger.clone(),
-            opened: tally.opened,
-            failed,
-            failures_allowed: config.scenario == Scenario::Storm,
-            rate: achieved,
-            connects_per_second,
-            sends: measures.sends,
-            late_sends: measures.late_sends,
-            missed_slots: measures.missed_slots,
-            cpu_share,
-            pacing: config.load.pacing(),
-            faults: tally.faults,
-        };
-        let Verdict { outcome, void_reasons, failures } = judge(&judged, &config.targets);
-        let cpu_us_per_message = |cpu: Nanos| {
-            let messages = measures.received_in_window;
-            (messages > 0).then(|| approximate(cpu) / NANOS_PER_MICRO / approximate(messages))
-        };
-=======
         let figures = Figures::new(config, &tally);
         let judged = figures.judged(config, &tally);
         let Verdict { outcome, void_reasons, failures } = judge(&judged, &config.targets);
@@ -177,7 +134,6 @@ impl Report {
         let server = server.map(|usage| ServerReport::new(usage, &tally));
         let (failed, errors) = (tally.failed(), errors(&tally));
         let Tally { ledger, measures, opened, .. } = tally;
->>>>>>> refs/heads/loadtest
         let latency = latency_report(&judged.messages);
         let (intended, depth, pacing) = match config.load {
             Load::Open { per_second } => (Some(per_second), None, "open"),
@@ -207,19 +163,8 @@ impl Report {
             refused: ledger.refused,
             accepted: config.sender_acks.then_some(ledger.accepted),
             unconfirmed: config.sender_acks.then_some(ledger.unconfirmed),
-<<<<<<< HEAD
-            rate: RateReport {
-                intended: match config.load {
-                    Load::Open { per_second } => Some(per_second),
-                    Load::Closed { .. } | Load::Silent => None,
-                },
-                achieved,
-            },
-            connects: ConnectsReport { per_second: connects_per_second, opening_s },
-=======
             rate: RateReport { intended, achieved: figures.rate },
             connects: ConnectsReport { per_second: figures.connects_per_second, opening_s: figures.opening_s },
->>>>>>> refs/heads/loadtest
             latency_us: latency,
             raw_latency_us: match config.load.pacing() {
                 Pacing::OpenLoop => latency_report(&quantiles(&measures.raw_latency)),
@@ -234,30 +179,8 @@ impl Report {
             void_reasons,
             failures,
             targets: config.targets.iter().map(ToString::to_string).collect(),
-<<<<<<< HEAD
-            generator: GeneratorReport {
-                processes: config.processes,
-                threads: config.threads,
-                cpu_share,
-                cpu_us_per_message: cpu_us_per_message(tally.cpu),
-                driver: if tally.workers_on_epoll == 0 { "io_uring" } else { "epoll" },
-            },
-            server: server.map(|usage| ServerReport {
-                pid: usage.pid,
-                cpu_cores: if tally.measured > 0 { approximate(usage.cpu) / approximate(tally.measured) } else { 0.0 },
-                cpu_us_per_message: cpu_us_per_message(usage.cpu),
-                rss_before_bytes: usage.rss_before_bytes,
-                rss_open_bytes: usage.rss_open_bytes,
-                rss_end_bytes: usage.rss_end_bytes,
-                rss_bytes_per_connection: (tally.opened > 0).then(|| {
-                    let growth = approximate(usage.rss_open_bytes) - approximate(usage.rss_before_bytes);
-                    growth / approximate(tally.opened)
-                }),
-            }),
-=======
             generator,
             server,
->>>>>>> refs/heads/loadtest
             measures,
         }
     }

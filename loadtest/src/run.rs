@@ -116,16 +116,8 @@ fn follow(workers: &[Worker], window: Window, clock: Clock, control: &Control, o
         }
         thread::sleep(until_next_look(now, window));
     }
-<<<<<<< HEAD
-    let ((start, before), (end, after)) = match (at_measure, at_end) {
-        (Some(measure), Some(end)) => (measure, end),
-        _ => {
-            return Cpu { used: 0, measured: 0 };
-        }
-=======
     let (Some((start, before)), Some((end, after))) = (at_measure, at_end) else {
         return Cpu { used: 0, measured: 0 };
->>>>>>> refs/heads/loadtest
     };
     Cpu { used: after - before, measured: end - start }
 }

@@ -150,13 +150,8 @@ async fn open_clients(
     let is_done = Rc::new(Cell::new(false));
     let outcome = {
         let (desk, progress) = (Rc::clone(desk), std::sync::Arc::clone(&context.progress));
-<<<<<<< HEAD
-        move |index, opened: Result<Opened, OpenError>| match opened {
-            Ok(opened) => {
-=======
         move |index, outcome: Result<Opened, OpenError>| match outcome {
             Ok(new) => {
->>>>>>> refs/heads/loadtest
                 desk.recorder.borrow_mut().record_handshake(opened.handshake);
                 desk.tally.borrow_mut().opened += 1;
                 progress.opened.fetch_add(1, Relaxed);

@@ -67,18 +67,6 @@ impl Schedule {
         self.next_index += self.step;
         Some(due)
     }
-<<<<<<< HEAD
-
-    /// How many messages of this part are still to come.
-    pub(crate) fn remaining(&self) -> u64 {
-        let length = u128::from(self.end.saturating_sub(self.start));
-        // The first index that is not due before the end: the smallest k with due(k) >= length.
-        let limit = (length * u128::from(self.rate.per_second_milli)).div_ceil(NANOS_PER_SECOND * 1000);
-        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-        limit.saturating_sub(self.next_index).div_ceil(self.step)
-    }
-=======
->>>>>>> refs/heads/loadtest
 }
 
 #[cfg(test)]
