@@ -5,7 +5,7 @@ use std::task::Poll;
 use ring::NodeId;
 
 use crate::bus::Unpublished;
-use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, write_escaped};
+use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, escape};
 use crate::routing::{Route, route};
 use crate::store::{Appended, BufferFull, Room, Store};
 
@@ -26,6 +26,10 @@ type Outcome = Result<AckStatus, (ErrorCode, &'static str)>;
 /// A message as its recipient's home shard gets it.
 struct Arrival<'a> {
     inbound: Inbound<'a>,
+    // Plain text, as against the envelope's.
+    msg_id: &'a str,
+    from: &'a str,
+    to: &'a str,
     hash: u64,
     // How many nodes it has been sent on by.
     hops: u8,
@@ -90,11 +94,12 @@ impl State {
         let Some(place) = from.get_mut(..id.len()) else { return };
         place.copy_from_slice(id.as_bytes());
         let from = std::str::from_utf8(place).unwrap_or_default();
+        let escaped_msg_id = escape(msg_id);
         let inbound = Inbound {
             envelope: Envelope {
-                msg_id,
-                from,
-                to: &message.to,
+                msg_id: &escaped_msg_id,
+                from: &escape(from),
+                to: &escape(&message.to),
                 field: message.field,
                 payload: &message.payload,
                 ts_ms: self.clock.wall_ms,
@@ -105,7 +110,7 @@ impl State {
             identity: identity(sender, msg_id),
             expires_ms: self.expiry(self.clock.wall_ms, message.ttl_ms),
         };
-        let outcome = self.deliver(&Arrival { inbound, hash, hops: 0 });
+        let outcome = self.deliver(&Arrival { inbound, msg_id, from, to: &message.to, hash, hops: 0 });
         if let Some(outcome) = outcome
             && (wants_ack || outcome.is_err())
         {
@@ -115,9 +120,7 @@ impl State {
             match outcome {
                 Ok(status) => {
                     self.counters.acks_sent.add(1);
-                    let mut escaped = Vec::with_capacity(msg_id.len());
-                    write_escaped(&mut escaped, msg_id);
-                    Replies::ack(replies, std::str::from_utf8(&escaped).unwrap_or_default(), status);
+                    Replies::ack(replies, &escaped_msg_id, status);
                 }
                 Err((code, reason)) => Replies::error(replies, code, reason, Some(msg_id)),
             }
@@ -131,11 +134,12 @@ impl State {
 
     /// A message that another shard, or a publisher, sent to a client whose home is here.
     pub(super) fn on_message(&mut self, posted: &Posted) {
+        let escaped_msg_id = escape(&posted.msg_id);
         let inbound = Inbound {
             envelope: Envelope {
-                msg_id: &posted.msg_id,
-                from: &posted.from,
-                to: &posted.to,
+                msg_id: &escaped_msg_id,
+                from: &escape(&posted.from),
+                to: &escape(&posted.to),
                 field: posted.field,
                 payload: &posted.payload,
                 ts_ms: posted.ts_ms,
@@ -146,14 +150,18 @@ impl State {
             identity: identity(posted.sender, &posted.msg_id),
             expires_ms: self.expiry(posted.ts_ms, posted.ttl_ms),
         };
-        let outcome = self.deliver(&Arrival { inbound, hash: posted.hash, hops: posted.hops });
+        let outcome = self.deliver(&Arrival {
+            inbound,
+            msg_id: &posted.msg_id,
+            from: &posted.from,
+            to: &posted.to,
+            hash: posted.hash,
+            hops: posted.hops,
+        });
         if let Some(outcome) = outcome {
-            let mut escaped = Vec::with_capacity(posted.msg_id.len());
-            write_escaped(&mut escaped, &posted.msg_id);
-            let msg_id = std::str::from_utf8(&escaped).unwrap_or_default();
             match outcome {
                 Ok(_) if !posted.wants_ack => {}
-                outcome => self.answer(posted.origin, msg_id, outcome),
+                outcome => self.answer(posted.origin, &escaped_msg_id, outcome),
             }
         }
     }
@@ -161,7 +169,7 @@ impl State {
     /// Delivers to the session, or keeps for later; none while the answer is still open.
     fn deliver(&mut self, arrival: &Arrival<'_>) -> Option<Outcome> {
         let inbound = &arrival.inbound;
-        let to = inbound.envelope.to;
+        let to = arrival.to;
         let accepted = if let Some(key) = self.find_session(arrival.hash, to) {
             let session = self.sessions.get_mut(key)?;
             let connection = session.connection;
@@ -224,10 +232,10 @@ impl State {
     fn relay(&self, node: &NodeId, arrival: &Arrival<'_>) -> Outcome {
         let Inbound { envelope, sender, expires_ms, .. } = arrival.inbound;
         let posted = Posted {
-            msg_id: envelope.msg_id.into(),
-            from: envelope.from.into(),
+            msg_id: arrival.msg_id.into(),
+            from: arrival.from.into(),
             sender,
-            to: envelope.to.into(),
+            to: arrival.to.into(),
             hash: arrival.hash,
             field: envelope.field,
             payload: envelope.payload.into(),

@@ -296,7 +296,7 @@ impl Session {
             }
             Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
             Poll::Ready(Appended::Refused(cause)) => {
-                self.delivery_mut(now_ms).recent.remove_latest(inbound.identity);
+                self.delivery_mut(now_ms).recent.remove(inbound.identity);
                 Accepted::Refused(cause)
             }
             // The answer comes by mail, and the ack with it.

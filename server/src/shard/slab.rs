@@ -74,13 +74,12 @@ impl<T> Slab<T> {
         }
         let index = new_index(self.slots());
         let slot = Slot { life: 0, value: Some(value) };
-        match self.chunks.last_mut().filter(|last| last.len() < CHUNK_SLOTS) {
-            Some(last) => last.push(slot),
-            None => {
-                let mut chunk = Vec::with_capacity(CHUNK_SLOTS);
-                chunk.push(slot);
-                self.chunks.push(chunk);
-            }
+        if let Some(last) = self.chunks.last_mut().filter(|last| last.len() < CHUNK_SLOTS) {
+            last.push(slot);
+        } else {
+            let mut chunk = Vec::with_capacity(CHUNK_SLOTS);
+            chunk.push(slot);
+            self.chunks.push(chunk);
         }
         Key { index, life: 0 }
     }

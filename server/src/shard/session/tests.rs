@@ -137,9 +137,9 @@ impl World {
         let mut bytes = std::mem::take(&mut self.in_flight);
         let mut at = 0;
         while at < bytes.len() {
-            let decoded = decoder.decode(&mut bytes[at..]).unwrap();
-            at += decoded.consumed;
-            let Some(Event::Text(text)) = decoded.event else { break };
+            let frame = decoder.decode(&mut bytes[at..]).unwrap();
+            at += frame.consumed;
+            let Some(Event::Text(text)) = frame.event else { break };
             let value: sonic_rs::Value = sonic_rs::from_str(text).unwrap();
             let offset = value["offset"].as_u64().unwrap();
             let msg_id = value["msgId"].as_str().unwrap().to_owned();
