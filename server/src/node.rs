@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use ring::{Ring, RingVersion, SharedRing, Weight};
 
+use crate::bus::{Bus, LocalBus};
 use crate::metrics::Counters;
 use crate::shard::handover::{Mail, Order};
 use crate::shard::{self, Driver, Parts, Settings, Shared, mailbox};
@@ -54,6 +55,8 @@ impl Node {
             mailboxes.push(sender);
             receivers.push(receiver);
         }
+        let bus = Arc::new(LocalBus::default());
+        bus.join(settings.node_id.clone(), mailboxes.clone());
         let settings = Arc::new(settings);
         let shared = Arc::new(Shared::default());
         let counters: Vec<_> = (0..shards.get()).map(|_| Arc::new(Counters::default())).collect();
@@ -66,6 +69,7 @@ impl Node {
                 shared: Arc::clone(&shared),
                 counters: counters.get(index).map(Arc::clone).unwrap_or_default(),
                 ring: ring.clone(),
+                bus: Arc::clone(&bus) as Arc<dyn Bus>,
                 listener,
                 mail,
                 mailboxes: mailboxes.clone(),

@@ -28,8 +28,8 @@ pub(super) struct Drain {
 impl Drain {
     /// When connection number `index` is advised to have moved, counted from the beginning.
     fn slot(&self, index: usize) -> Duration {
-        let share = index as f64 / self.connections.len().max(1) as f64;
-        self.window.mul_f64(share.clamp(0.0, 1.0))
+        let count = u32::try_from(self.connections.len().max(1)).unwrap_or(u32::MAX);
+        self.window.saturating_mul(u32::try_from(index).unwrap_or(u32::MAX)) / count
     }
 }
 

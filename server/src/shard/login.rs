@@ -11,7 +11,7 @@ use super::connection::{Active, Purpose};
 use super::disconnect::Disconnect;
 use super::handover::Handover;
 use super::input::{Patience, end_with};
-use super::session::Session;
+use super::session::{Newcomer, Session};
 use super::slab::Key;
 use super::state::State;
 
@@ -34,8 +34,8 @@ impl State {
             Poll::Pending => Claimed::default(),
         };
         let started_ms = self.clock.started_ms;
-        let (session, start) =
-            Session::new(client_id, hash, key, login.wishes, claimed, &mut self.store, started_ms, now_ms);
+        let newcomer = Newcomer { id: client_id, hash, connection: key, wishes: login.wishes };
+        let (session, start) = Session::new(newcomer, claimed, &mut self.store, started_ms, now_ms);
         let ring_version = self.ring.load().map_or(0, |ring| ring.version().get());
         Replies::welcome(
             &mut active.replies,

@@ -36,6 +36,19 @@ pub struct Wishes {
     pub resume_offset: Option<u64>,
 }
 
+/// A client that logs in.
+#[derive(Debug)]
+pub struct Newcomer {
+    /// Its id.
+    pub id: ClientId,
+    /// Hash of its id.
+    pub hash: u64,
+    /// The connection that carries it.
+    pub connection: Key,
+    /// What it asked for.
+    pub wishes: Wishes,
+}
+
 /// A message for this session's client, with what is known of its sender.
 #[derive(Debug, Clone, Copy)]
 pub struct Inbound<'a> {
@@ -119,17 +132,10 @@ struct Delivery {
 }
 
 impl Session {
-    /// Logs `id` in on what the store knows of it.
-    pub fn new(
-        id: ClientId,
-        hash: u64,
-        connection: Key,
-        wishes: Wishes,
-        claimed: Claimed,
-        store: &mut impl Store,
-        started_ms: u64,
-        now_ms: u64,
-    ) -> (Self, Start) {
+    /// Logs a client in on what the store knows of it. Positions from before `started_ms`, when this process began,
+    /// are not known to it.
+    pub fn new(who: Newcomer, claimed: Claimed, store: &mut impl Store, started_ms: u64, now_ms: u64) -> (Self, Start) {
+        let Newcomer { id, hash, connection, wishes } = who;
         let position = wishes.resume_offset.unwrap_or(0);
         let last_offset = claimed.last_offset.max(offset::at(now_ms));
         // A position this process cannot vouch for: from before it started, or from the future.
@@ -290,7 +296,7 @@ impl Session {
             }
             Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
             Poll::Ready(Appended::Refused(cause)) => {
-                self.delivery_mut(now_ms).recent.remove_latest(inbound.identity);
+                self.delivery_mut(now_ms).recent.remove(inbound.identity);
                 Accepted::Refused(cause)
             }
             // The answer comes by mail, and the ack with it.
@@ -355,7 +361,13 @@ impl Session {
     pub fn on_ack_message(&mut self, escaped_msg_id: &str, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
         self.receiver_acks = true;
         let Some(delivery) = self.delivery.as_deref_mut() else { return };
-        delivery.outbox.ack_message(|msg_id| msg_id == escaped_msg_id);
+        let Some((entry, is_stored)) = delivery.outbox.ack_message(escaped_msg_id) else { return };
+        if entry.wants_ack {
+            answers.push(entry.origin, escaped_msg_id, AckStatus::Delivered);
+        }
+        if is_stored {
+            store.remove(&self.id, entry.offset);
+        }
         self.finish(store, now_ms, AckStatus::Delivered, answers, |outbox| outbox.pop_done(true));
     }
 
@@ -438,3 +450,6 @@ impl Delivery {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -72,12 +72,15 @@ impl<T> Slab<T> {
             slot.value = Some(value);
             return Key { index, life: slot.life };
         }
-        let index = u32::try_from(self.slots()).expect("a shard never holds 2^32 connections");
-        if self.chunks.last().is_none_or(|last| last.len() == CHUNK_SLOTS) {
-            self.chunks.push(Vec::with_capacity(CHUNK_SLOTS));
+        let index = new_index(self.slots());
+        let slot = Slot { life: 0, value: Some(value) };
+        if let Some(last) = self.chunks.last_mut().filter(|last| last.len() < CHUNK_SLOTS) {
+            last.push(slot);
+        } else {
+            let mut chunk = Vec::with_capacity(CHUNK_SLOTS);
+            chunk.push(slot);
+            self.chunks.push(chunk);
         }
-        let last = self.chunks.last_mut().expect("a chunk with room was just ensured");
-        last.push(Slot { life: 0, value: Some(value) });
         Key { index, life: 0 }
     }
 
@@ -134,6 +137,10 @@ impl<T> Slab<T> {
         let index = index as usize;
         self.chunks.get_mut(index / CHUNK_SLOTS)?.get_mut(index % CHUNK_SLOTS)
     }
+}
+
+fn new_index(slots: usize) -> u32 {
+    u32::try_from(slots).expect("descriptors run out long before 2^32 slots")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use hashbrown::HashTable;
 use ring::{NodeId, RingReader};
 
+use crate::bus::Bus;
 use crate::metrics::Counters;
 use crate::protocol::ClientId;
 use crate::publish::PublishAnswers;
@@ -92,6 +93,7 @@ pub(super) struct State {
     pub sessions: Slab<Session>,
     pub by_client: HashTable<u32>,
     pub store: LocalStore,
+    pub bus: Arc<dyn Bus>,
     pub answers: Answers,
     pub publishers: PublishAnswers,
     pub drain: Option<Drain>,
@@ -179,7 +181,7 @@ impl State {
         self.resume(key);
         let Some(connection) = self.connections.get_mut(key) else { return Some(Step::Close) };
         let Some(active) = connection.active.as_deref_mut() else { return Some(Step::Close) };
-        let mut session = match connection.purpose {
+        let session = match connection.purpose {
             Purpose::Session(key) => self.sessions.get_mut(key),
             _ => None,
         };
@@ -188,7 +190,7 @@ impl State {
                 return Some(Step::Write(std::mem::take(&mut active.unsent), active.unsent_start));
             }
             let mut out = std::mem::take(&mut active.replies);
-            if let Some(session) = session.as_deref_mut().filter(|session| session.has_unsent()) {
+            if let Some(session) = session.filter(|session| session.has_unsent()) {
                 if out.capacity() == 0 {
                     out = self.pool.take();
                 }

@@ -14,6 +14,7 @@ use ring::SharedRing;
 use rustix::event::epoll::Event;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use crate::bus::Bus;
 use crate::metrics::Counters;
 use crate::store::LocalStore;
 
@@ -53,6 +54,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// The ring of nodes.
     pub ring: SharedRing,
+    /// The way to other nodes.
+    pub bus: Arc<dyn Bus>,
     /// Where it accepts.
     pub listener: TcpListener,
     /// Its own mail.
@@ -170,6 +173,7 @@ fn new_state(parts: &Parts) -> State {
         sessions: super::slab::Slab::default(),
         by_client: hashbrown::HashTable::new(),
         store: LocalStore::new(parts.settings.store),
+        bus: Arc::clone(&parts.bus),
         answers: super::answers::Answers::default(),
         publishers: crate::publish::PublishAnswers::default(),
         drain: None,
@@ -331,21 +335,20 @@ impl Shard {
                 let hash = state.hash_of(client_id.as_str());
                 let _ = reply.try_send(state.look(&client_id, hash));
             }
-            Order::Publish { mut posted, reply, index } => match state.publishers.expect(reply.clone(), index) {
-                Some(number) => {
+            Order::Publish { mut posted, reply, index } => {
+                if let Some(number) = state.publishers.expect(reply.clone(), index) {
                     posted.origin = super::origin::Origin::publisher(number);
                     posted.wants_ack = true;
                     posted.ts_ms = state.clock.wall_ms;
                     state.counters.messages_in.add(1);
                     state.on_message(&posted);
                     state.send_answers();
-                }
-                None => {
+                } else {
                     state.counters.dropped_overloaded.add(1);
                     let outcome = Err((crate::protocol::ErrorCode::Overloaded, "too many publishers wait"));
                     let _ = reply.try_send(crate::publish::Published { index, outcome });
                 }
-            },
+            }
         });
     }
 

@@ -42,6 +42,16 @@ struct Buffer {
     is_claimed: bool,
 }
 
+impl Buffer {
+    /// True when nothing need be remembered of it: no message, no loss, and no offset that could be given twice.
+    fn is_over(&self, now_ms: u64) -> bool {
+        self.messages.is_empty()
+            && !self.is_claimed
+            && self.forget_ms <= now_ms
+            && self.last_offset < offset::at(now_ms)
+    }
+}
+
 /// One shard's replay buffers.
 pub struct LocalStore {
     limits: StoreLimits,
@@ -106,7 +116,7 @@ impl LocalStore {
             if !dropped.is_empty() {
                 buffer.forget_ms = now_ms.saturating_add(self.limits.memory_ms);
             }
-            let is_over = buffer.messages.is_empty() && !buffer.is_claimed && buffer.forget_ms <= now_ms;
+            let is_over = buffer.is_over(now_ms);
             expired += dropped.len() as u64;
             for (sender, bytes) in dropped {
                 self.forget_message(sender, bytes);
@@ -172,12 +182,7 @@ impl LocalStore {
     }
 
     fn drop_if_over(&mut self, key: Key, now_ms: u64) {
-        let is_over = self.buffers.get(key).is_some_and(|buffer| {
-            buffer.messages.is_empty()
-                && !buffer.is_claimed
-                && buffer.forget_ms <= now_ms
-                && buffer.last_offset <= offset::at(now_ms)
-        });
+        let is_over = self.buffers.get(key).is_some_and(|buffer| buffer.is_over(now_ms));
         if is_over {
             self.drop_buffer(key);
         }
@@ -204,7 +209,7 @@ impl Store for LocalStore {
     fn release(&mut self, client: &ClientId, last_offset: u64, now_ms: u64) {
         // An offset that the clock has passed is never given again: nothing need be remembered of it.
         let key = match self.find(client.as_str()) {
-            None if last_offset <= offset::at(now_ms) => return,
+            None if last_offset < offset::at(now_ms) => return,
             None => self.find_or_make(client.as_str()),
             found => found,
         };
