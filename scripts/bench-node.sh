@@ -31,11 +31,10 @@ share_round() {
     done
 }
 
-# count_syscalls CASE ARGUMENT…  Counts the server's system calls over the whole run, opening included, against all of
-# its messages: the fixed part is some ten calls a connection, seen by nobody in a run of seconds.
+# count_syscalls DEPTH  Counts the server's system calls over a whole run, opening included, against all of its messages:
+# the fixed part is some ten calls a connection, lost among the messages of seconds.
 count_syscalls() {
-    local name=$1 counter count_pid
-    shift
+    local name="syscalls at depth $1" counter count_pid
     start_ours
     if perf stat -e "$SYSCALLS_EVENT" true 2>/dev/null; then
         counter=perf
@@ -45,7 +44,8 @@ count_syscalls() {
         strace -c -f -p "$READY_PID" -o "$SCRATCH/syscalls" &
     fi
     count_pid=$!
-    measure 1 ours "$name" "$@" --duration "${seconds}s" --warm-up 0s
+    measure 1 ours "$name" \
+        echo --url "$URL" --depth "$1" --connections 100 --payload 16 --duration "${seconds}s" --warm-up 0s
     kill -INT "$count_pid"
     wait "$count_pid" || true
     stop "$READY_PID"
@@ -66,8 +66,8 @@ for ((round = 1; round <= rounds; round++)); do
     stop "$READY_PID"
 done
 
-count_syscalls "syscalls at depth 1" echo --url "$URL" --depth 1 --connections 100 --payload 16
-count_syscalls "syscalls at depth 16" echo --url "$URL" --depth 16 --connections 100 --payload 16
+count_syscalls 1
+count_syscalls 16
 
 start_ours
 measure 1 ours idle idle --url "$URL" --connections "$sessions" --duration "${IDLE_SECONDS}s"

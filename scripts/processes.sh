@@ -7,7 +7,8 @@ READY_WAIT_SECONDS=10
 STOP_WAIT_SECONDS=10
 
 SCRATCH=$(mktemp -d)
-STARTED_PIDS=()
+# By process id; what was stopped is taken out, as its id may be another's by then.
+declare -A STARTED_PIDS=()
 
 trap end_all EXIT
 trap 'exit 130' INT
@@ -22,7 +23,7 @@ start() {
     rm -f "$SCRATCH/$name.out" "$SCRATCH/$name.err"
     "$@" >"$SCRATCH/$name.out" 2>"$SCRATCH/$name.err" &
     READY_PID=$!
-    STARTED_PIDS+=("$READY_PID")
+    STARTED_PIDS[$READY_PID]=$name
     local deadline=$((SECONDS + READY_WAIT_SECONDS))
     until READY_LINE=$(grep -s -m1 '^ready ' "$SCRATCH/$name.out"); do
         if ! kill -0 "$READY_PID" 2>/dev/null || ((SECONDS > deadline)); then
@@ -53,11 +54,12 @@ stop() {
         sleep 0.02
     done
     wait "$1" 2>/dev/null || true
+    unset "STARTED_PIDS[$1]"
 }
 
 end_all() {
     local status=$? pid
-    for pid in "${STARTED_PIDS[@]}"; do
+    for pid in "${!STARTED_PIDS[@]}"; do
         kill -KILL "$pid" 2>/dev/null || true
     done
     wait 2>/dev/null || true
