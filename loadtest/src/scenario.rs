@@ -152,7 +152,7 @@ async fn open_clients(
         let (desk, progress) = (Rc::clone(desk), std::sync::Arc::clone(&context.progress));
         move |index, outcome: Result<Opened, OpenError>| match outcome {
             Ok(new) => {
-                desk.recorder.borrow_mut().record_handshake(opened.handshake);
+                desk.recorder.borrow_mut().record_handshake(new.handshake);
                 desk.tally.borrow_mut().opened += 1;
                 progress.opened.fetch_add(1, Relaxed);
                 each(index, new.link);
