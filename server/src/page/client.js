@@ -63,6 +63,7 @@ class RtcClient {
     this.prefix = Array.from(bytes, (byte) => byte.toString(36).padStart(2, '0')).join('');
   }
 
+  get nodeId() { return this.#live?.welcome.nodeId; }
   get unconfirmed() { return this.#inFlight.size + this.#queue.length; }
 
   start() {
@@ -74,6 +75,12 @@ class RtcClient {
 
   // Says goodbye. Sends that are not confirmed stay here and go out after the next `start`.
   stop() { this.#end('closed', {}); }
+
+  // The network is back, as the browser's `online` event tells: no need to wait for the next attempt.
+  retry() {
+    this.#attempts = 0;
+    if (this.state === 'waiting') this.#open(this.options.url);
+  }
 
   // Sends `payload`, any JSON value, to the client `to`. `msgId` is the message's name: sent again under the same name it
   // still arrives once.
