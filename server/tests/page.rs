@@ -1,4 +1,6 @@
-//! What the listen port serves beside WebSockets, and the reference client, against a node in a process of its own.
+//! What the listen port serves beside sessions, and the reference client, against a node in a process of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
