@@ -48,13 +48,8 @@ pub(crate) struct Args {
     #[arg(value_enum, env = "RTC_LOADTEST_SCENARIO")]
     pub(crate) scenario: Option<Scenario>,
 
-    /// Servers, taken in turn: `ws://HOST:PORT[/PATH],…` [default: ws://127.0.0.1:8080]
-    #[arg(
-        long,
-        value_delimiter = ',',
-        env = "RTC_LOADTEST_URL",
-        value_name = "URL"
-    )]
+    /// Servers, taken in turn: `ws://HOST:PORT[/PATH],…` [default: `ws://127.0.0.1:8080`]
+    #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_URL", value_name = "URL")]
     pub(crate) url: Option<Vec<String>>,
 
     /// Virtual clients [default: 100; storm: no limit, or 1000 with --hold]
@@ -62,12 +57,7 @@ pub(crate) struct Args {
     pub(crate) connections: Option<u32>,
 
     /// Open loop: messages per second in total, each with an intended time; storm: connects per second [default: p2p 1000; storm: as fast as possible]
-    #[arg(
-        long,
-        env = "RTC_LOADTEST_RATE",
-        value_name = "PER_S",
-        conflicts_with = "depth"
-    )]
+    #[arg(long, env = "RTC_LOADTEST_RATE", value_name = "PER_S", conflicts_with = "depth")]
     pub(crate) rate: Option<f64>,
 
     /// Closed loop: messages in flight per connection, a new one for each that arrives [default: echo 1]
@@ -119,21 +109,11 @@ pub(crate) struct Args {
     pub(crate) threads: Option<u32>,
 
     /// CPUs to pin the threads to, taken in turn: 1 or 0,2,3 [default: not pinned]
-    #[arg(
-        long,
-        value_delimiter = ',',
-        env = "RTC_LOADTEST_CPUS",
-        value_name = "CPU"
-    )]
+    #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_CPUS", value_name = "CPU")]
     pub(crate) cpus: Option<Vec<u32>>,
 
     /// Local addresses to connect from, taken in turn [default: 127.1.0.1, 127.1.0.2, … towards a loopback server, else the system's choice]
-    #[arg(
-        long,
-        value_delimiter = ',',
-        env = "RTC_LOADTEST_SOURCE_ADDRESSES",
-        value_name = "IP"
-    )]
+    #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_SOURCE_ADDRESSES", value_name = "IP")]
     pub(crate) source_addresses: Option<Vec<IpAddr>>,
 
     /// Seed of the run's identity, payloads and mask keys [default: random]
@@ -141,12 +121,7 @@ pub(crate) struct Args {
     pub(crate) seed: Option<u64>,
 
     /// A condition such as 'p99<10ms', 'lost=0', 'rate>1000'; may be repeated [default: the ledger alone judges]
-    #[arg(
-        long,
-        value_delimiter = ',',
-        env = "RTC_LOADTEST_TARGET",
-        value_name = "CONDITION"
-    )]
+    #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_TARGET", value_name = "CONDITION")]
     pub(crate) target: Option<Vec<Target>>,
 
     /// Process id of a server on this machine, whose CPU and memory are to be reported [default: none]
@@ -223,15 +198,8 @@ impl Args {
 pub(crate) struct Span(Duration);
 
 /// Longer units first where one ends in another, and the largest first for showing.
-const UNITS: &[(&str, f64)] = &[
-    ("ns", 1e-9),
-    ("us", 1e-6),
-    ("µs", 1e-6),
-    ("ms", 1e-3),
-    ("s", 1.0),
-    ("m", 60.0),
-    ("h", 3600.0),
-];
+const UNITS: &[(&str, f64)] =
+    &[("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
 const SPAN_SECONDS_MAX: f64 = 7.0 * 24.0 * 3600.0;
 
 /// Why a length of time could not be read.
@@ -251,10 +219,7 @@ impl FromStr for Span {
             .iter()
             .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
             .ok_or_else(|| SpanError::NoUnit(text.to_owned()))?;
-        let number: f64 = number
-            .trim()
-            .parse()
-            .map_err(|_| SpanError::BadNumber(text.to_owned()))?;
+        let number: f64 = number.trim().parse().map_err(|_| SpanError::BadNumber(text.to_owned()))?;
         let seconds = number * seconds;
         if !(0.0..=SPAN_SECONDS_MAX).contains(&seconds) {
             return Err(SpanError::BadNumber(text.to_owned()));
@@ -295,9 +260,7 @@ impl Serialize for Span {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -343,27 +306,15 @@ mod tests {
 
     #[test]
     fn a_rate_given_on_the_command_line_hides_a_depth_in_the_file() {
-        let file = Args {
-            depth: Some(4),
-            connections: Some(7),
-            ..Args::default()
-        };
-        let line = Args {
-            rate: Some(10.0),
-            ..Args::default()
-        };
+        let file = Args { depth: Some(4), connections: Some(7), ..Args::default() };
+        let line = Args { rate: Some(10.0), ..Args::default() };
         let merged = line.or(file);
-        assert_eq!(
-            (merged.rate, merged.depth, merged.connections),
-            (Some(10.0), None, Some(7))
-        );
+        assert_eq!((merged.rate, merged.depth, merged.connections), (Some(10.0), None, Some(7)));
     }
 
     #[test]
     fn unknown_keys_in_the_file_are_refused() {
-        let error = toml::from_str::<Args>("connexions = 3")
-            .unwrap_err()
-            .to_string();
+        let error = toml::from_str::<Args>("connexions = 3").unwrap_err().to_string();
         assert!(error.contains("connexions"), "{error}");
     }
 }

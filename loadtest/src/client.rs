@@ -15,10 +15,7 @@ use monoio::{
     io::{AsyncReadRent as _, AsyncWriteRentExt as _, OwnedReadHalf, OwnedWriteHalf},
     net::TcpStream,
 };
-use websocket::{
-    CloseCode, Decoder, Event, Opcode, ProtocolError, Role, encode_masked_close,
-    encode_masked_frame,
-};
+use websocket::{CloseCode, Decoder, Event, Opcode, ProtocolError, Role, encode_masked_close, encode_masked_frame};
 
 use crate::{
     clock::{Clock, Nanos},
@@ -42,31 +39,17 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     fn new(seed: u64) -> Self {
-        Self {
-            queued: Vec::new(),
-            spare: Vec::new(),
-            random: Random::new(seed),
-        }
+        Self { queued: Vec::new(), spare: Vec::new(), random: Random::new(seed) }
     }
 
     /// Queues a text message.
     pub(crate) fn text(&mut self, payload: &[u8]) {
-        encode_masked_frame(
-            &mut self.queued,
-            Opcode::Text,
-            payload,
-            self.random.mask_key(),
-        );
+        encode_masked_frame(&mut self.queued, Opcode::Text, payload, self.random.mask_key());
     }
 
     /// Queues a binary message.
     pub(crate) fn binary(&mut self, payload: &[u8]) {
-        encode_masked_frame(
-            &mut self.queued,
-            Opcode::Binary,
-            payload,
-            self.random.mask_key(),
-        );
+        encode_masked_frame(&mut self.queued, Opcode::Binary, payload, self.random.mask_key());
     }
 
     /// Bytes that wait for the write under way to complete.
@@ -227,10 +210,7 @@ pub(crate) struct BufferPool(Rc<RefCell<Vec<Vec<u8>>>>);
 
 impl BufferPool {
     fn take(&self) -> Vec<u8> {
-        self.0
-            .borrow_mut()
-            .pop()
-            .unwrap_or_else(|| Vec::with_capacity(READ_BUFFER_BYTES))
+        self.0.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(READ_BUFFER_BYTES))
     }
 
     fn give_back(&self, buffer: Vec<u8>) {
@@ -246,12 +226,7 @@ impl Link {
         use monoio::io::Splitable as _;
         let (reader, writer) = stream.into_split();
         let decoder = Decoder::new(Role::Client, payload_bytes + ENVELOPE_BYTES_MAX);
-        Self {
-            reader,
-            decoder,
-            sender: Rc::new(Sender::new(writer, seed)),
-            surplus,
-        }
+        Self { reader, decoder, sender: Rc::new(Sender::new(writer, seed)), surplus }
     }
 
     /// Holds `conversation` until the connection ends.
@@ -297,11 +272,7 @@ impl Link {
         ending
     }
 
-    async fn read_cold(
-        &mut self,
-        input: Vec<u8>,
-        pool: &BufferPool,
-    ) -> (io::Result<usize>, Vec<u8>) {
+    async fn read_cold(&mut self, input: Vec<u8>, pool: &BufferPool) -> (io::Result<usize>, Vec<u8>) {
         if input.capacity() > 0 {
             pool.give_back(input);
         }
@@ -319,12 +290,7 @@ impl Link {
     }
 
     /// Decodes all of `input` and lets `conversation` answer.
-    fn handle(
-        &mut self,
-        input: &mut [u8],
-        conversation: &mut impl Conversation,
-        now: Nanos,
-    ) -> Result<(), Ending> {
+    fn handle(&mut self, input: &mut [u8], conversation: &mut impl Conversation, now: Nanos) -> Result<(), Ending> {
         let mut rest = input;
         let outbox = &mut *self.sender.outbox.borrow_mut();
         loop {
@@ -344,9 +310,7 @@ impl Link {
                 }
                 Some(Event::Pong(_)) => {}
                 Some(Event::Close(frame)) => {
-                    return Err(Ending::ClosedByServer(
-                        frame.map_or(CloseCode::NO_STATUS, |frame| frame.code),
-                    ));
+                    return Err(Ending::ClosedByServer(frame.map_or(CloseCode::NO_STATUS, |frame| frame.code)));
                 }
             }
             rest = &mut rest[consumed..];

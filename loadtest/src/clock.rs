@@ -16,9 +16,7 @@ pub(crate) struct Clock {
 impl Clock {
     /// A clock that reads 0 now.
     pub(crate) fn start() -> Self {
-        Self {
-            zero: Instant::now(),
-        }
+        Self { zero: Instant::now() }
     }
 
     /// Nanoseconds since [`Clock::start`].

@@ -125,8 +125,7 @@ pub(crate) fn with_file(args: Args) -> Result<Args> {
 }
 
 fn read_file(path: &Path) -> Result<Args> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read --config {}", path.display()))?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read --config {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("in {}", path.display()))
 }
 
@@ -135,22 +134,14 @@ fn read_file(path: &Path) -> Result<Args> {
 /// # Errors
 /// No scenario.
 pub(crate) fn with_defaults(args: Args) -> Result<Args> {
-    let scenario = args
-        .scenario
-        .context("no scenario: name one of echo, p2p, idle, storm (see --help)")?;
+    let scenario = args.scenario.context("no scenario: name one of echo, p2p, idle, storm (see --help)")?;
     let hold = args.hold.unwrap_or(false);
     let second = |seconds| Some(Span::from(Duration::from_secs(seconds)));
     let (connections, rate, depth, payload, warm_up) = match scenario {
         Scenario::Echo => (100, None, Some(1), Some(16), 1),
         Scenario::P2p => (100, Some(1000.0), None, Some(200), 1),
         Scenario::Idle => (100, None, None, None, 0),
-        Scenario::Storm => (
-            if hold { 1000 } else { CONNECTIONS_MAX },
-            None,
-            None,
-            None,
-            0,
-        ),
+        Scenario::Storm => (if hold { 1000 } else { CONNECTIONS_MAX }, None, None, None, 0),
     };
     let defaults = Args {
         url: Some(vec!["ws://127.0.0.1:8080".to_owned()]),
@@ -181,12 +172,7 @@ impl TryFrom<Args> for Config {
     fn try_from(args: Args) -> Result<Self> {
         let scenario = args.scenario.context("no scenario")?;
         refuse_foreign_flags(&args, scenario)?;
-        let servers = args
-            .url
-            .iter()
-            .flatten()
-            .map(|url| parse_url(url, scenario))
-            .collect::<Result<Vec<_>>>()?;
+        let servers = args.url.iter().flatten().map(|url| parse_url(url, scenario)).collect::<Result<Vec<_>>>()?;
         ensure!(!servers.is_empty(), "--url is empty: write ws://HOST:PORT");
         let connections = within("--connections", args.connections, 1, CONNECTIONS_MAX)?;
         ensure!(
@@ -198,22 +184,16 @@ impl TryFrom<Args> for Config {
         let processes = within("--processes", args.processes, 1, PROCESSES_MAX)?;
         let threads = within("--threads", args.threads, 1, THREADS_MAX)?;
         let workers = processes * threads;
-        let least = if scenario == Scenario::P2p {
-            2 * workers
-        } else {
-            workers
-        };
+        let least = if scenario == Scenario::P2p { 2 * workers } else { workers };
         ensure!(
             connections >= least,
             "--connections {connections} is too few for {workers} threads in all, which need {least}"
         );
         let duration = Duration::from(args.duration.context("no --duration")?);
-        ensure!(
-            duration >= Duration::from_millis(100),
-            "--duration is under 100ms: nothing could be measured"
-        );
+        ensure!(duration >= Duration::from_millis(100), "--duration is under 100ms: nothing could be measured");
         let warm_up = args.warm_up.context("no --warm-up")?;
-        let sources = sources(args.source_addresses, &servers, connections);
+        let is_held = scenario != Scenario::Storm || args.hold == Some(true);
+        let sources = sources(args.source_addresses, &servers, connections, is_held);
         let seed = match args.seed {
             Some(seed) => seed,
             None => getrandom::u64().context("no randomness for the run's identity")?,
@@ -229,11 +209,7 @@ impl TryFrom<Args> for Config {
             drain: args.drain.context("no --drain")?.into(),
             connect_timeout: args.connect_timeout.context("no --connect-timeout")?.into(),
             in_flight: within("--in-flight", args.in_flight, 1, IN_FLIGHT_MAX)?,
-            after_handshake: if args.hold == Some(true) {
-                AfterHandshake::Hold
-            } else {
-                AfterHandshake::Close
-            },
+            after_handshake: if args.hold == Some(true) { AfterHandshake::Hold } else { AfterHandshake::Close },
             sender_acks: args.sender_acks.unwrap_or(false),
             receiver_acks: args.receiver_acks.unwrap_or(false),
             processes,
@@ -255,59 +231,30 @@ fn refuse_foreign_flags(args: &Args, scenario: Scenario) -> Result<()> {
     let talks = matches!(scenario, Scenario::Echo | Scenario::P2p);
     for (flag, is_given, applies) in [
         ("--depth", args.depth.is_some(), talks),
-        (
-            "--rate",
-            args.rate.is_some(),
-            talks || scenario == Scenario::Storm,
-        ),
+        ("--rate", args.rate.is_some(), talks || scenario == Scenario::Storm),
         ("--payload", args.payload.is_some(), talks),
-        (
-            "--sender-acks",
-            args.sender_acks == Some(true),
-            scenario == Scenario::P2p,
-        ),
-        (
-            "--receiver-acks",
-            args.receiver_acks == Some(true),
-            scenario == Scenario::P2p,
-        ),
-        (
-            "--hold",
-            args.hold == Some(true),
-            scenario == Scenario::Storm,
-        ),
+        ("--sender-acks", args.sender_acks == Some(true), scenario == Scenario::P2p),
+        ("--receiver-acks", args.receiver_acks == Some(true), scenario == Scenario::P2p),
+        ("--hold", args.hold == Some(true), scenario == Scenario::Storm),
     ] {
-        ensure!(
-            applies || !is_given,
-            "{flag} means nothing to {}",
-            scenario.name()
-        );
+        ensure!(applies || !is_given, "{flag} means nothing to {}", scenario.name());
     }
     Ok(())
 }
 
 fn within(flag: &str, value: Option<u32>, min: u32, max: u32) -> Result<u32> {
     let value = value.with_context(|| format!("no {flag}"))?;
-    ensure!(
-        (min..=max).contains(&value),
-        "{flag} {value} is out of range: {min} to {max}"
-    );
+    ensure!((min..=max).contains(&value), "{flag} {value} is out of range: {min} to {max}");
     Ok(value)
 }
 
 fn load(args: &Args) -> Result<Load> {
     match (args.rate, args.depth) {
         (Some(rate), None) => {
-            ensure!(
-                Rate::new(rate).is_some(),
-                "--rate {rate} is out of range: 0.001 to {}",
-                Rate::PER_SECOND_MAX
-            );
+            ensure!(Rate::new(rate).is_some(), "--rate {rate} is out of range: 0.001 to {}", Rate::PER_SECOND_MAX);
             Ok(Load::Open { per_second: rate })
         }
-        (None, Some(_)) => Ok(Load::Closed {
-            depth: within("--depth", args.depth, 1, DEPTH_MAX)?,
-        }),
+        (None, Some(_)) => Ok(Load::Closed { depth: within("--depth", args.depth, 1, DEPTH_MAX)? }),
         (None, None) => Ok(Load::Silent),
         (Some(_), Some(_)) => {
             bail!("--rate and --depth exclude each other: an open loop or a closed one")
@@ -321,75 +268,49 @@ fn payload(args: &Args, scenario: Scenario) -> Result<u32> {
         Scenario::P2p => MESSAGE_BYTES_MIN,
         Scenario::Idle | Scenario::Storm => return Ok(0),
     };
-    within(
-        "--payload",
-        args.payload,
-        u32::try_from(min)?,
-        PAYLOAD_BYTES_MAX,
-    )
+    within("--payload", args.payload, u32::try_from(min)?, PAYLOAD_BYTES_MAX)
 }
 
 fn parse_url(url: &str, scenario: Scenario) -> Result<Server> {
     let Some(rest) = url.strip_prefix("ws://") else {
-        ensure!(
-            !url.starts_with("wss://"),
-            "--url {url:?}: TLS is not supported, write ws://"
-        );
+        ensure!(!url.starts_with("wss://"), "--url {url:?}: TLS is not supported, write ws://");
         bail!("--url {url:?} does not start with ws://");
     };
     let (authority, path) = match rest.find('/') {
         Some(at) => (&rest[..at], &rest[at..]),
         None => (rest, ""),
     };
-    let has_port = authority
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     ensure!(has_port, "--url {url:?} has no port: write ws://HOST:PORT");
-    ensure!(
-        !path.contains(['?', '#', ' ']),
-        "--url {url:?}: the path may not hold a query"
-    );
-    let resolved: Vec<SocketAddr> = authority
-        .to_socket_addrs()
-        .with_context(|| format!("--url {url:?}: cannot resolve the host"))?
-        .collect();
+    ensure!(!path.contains(['?', '#', ' ']), "--url {url:?}: the path may not hold a query");
+    let resolved: Vec<SocketAddr> =
+        authority.to_socket_addrs().with_context(|| format!("--url {url:?}: cannot resolve the host"))?.collect();
     // A name such as localhost often has both: the servers here listen on IPv4 first.
-    let addr = resolved
-        .iter()
-        .find(|addr| addr.is_ipv4())
-        .or(resolved.first());
+    let addr = resolved.iter().find(|addr| addr.is_ipv4()).or(resolved.first());
     let addr = *addr.with_context(|| format!("--url {url:?}: the host has no address"))?;
     let path = match (path.trim_end_matches('/'), scenario) {
         ("", Scenario::Echo) => "/ws/echo",
         ("", _) => "/ws/connect",
         (path, _) => path,
     };
-    Ok(Server {
-        addr,
-        authority: authority.to_owned(),
-        path: path.to_owned(),
-    })
+    Ok(Server { addr, authority: authority.to_owned(), path: path.to_owned() })
 }
 
 /// The addresses to connect from: those given, or towards loopback as many of 127.0.0.0/8 as the connections need.
-fn sources(given: Option<Vec<IpAddr>>, servers: &[Server], connections: u32) -> Vec<IpAddr> {
+fn sources(given: Option<Vec<IpAddr>>, servers: &[Server], connections: u32, is_held: bool) -> Vec<IpAddr> {
     if let Some(given) = given {
         return given;
     }
-    if !servers
-        .iter()
-        .all(|server| matches!(server.addr.ip(), IpAddr::V4(ip) if ip.is_loopback()))
-    {
+    if !servers.iter().all(|server| matches!(server.addr.ip(), IpAddr::V4(ip) if ip.is_loopback())) {
         return Vec::new();
     }
-    // A storm churns through ports without end, so it gets the spread of many connections.
-    let count = connections
-        .div_ceil(CONNECTIONS_PER_SOURCE)
-        .clamp(1, LOOPBACK_SOURCES_MAX);
+    if !is_held {
+        // A storm's connections end with a reset, which frees the port at once.
+        return Vec::new();
+    }
+    let count = connections.div_ceil(CONNECTIONS_PER_SOURCE).clamp(1, LOOPBACK_SOURCES_MAX);
     let octet = |part: u32| u8::try_from(part % 250 + 1).unwrap_or(1);
-    (0..count)
-        .map(|index| IpAddr::V4(Ipv4Addr::new(127, 1, octet(index / 250), octet(index))))
-        .collect()
+    (0..count).map(|index| IpAddr::V4(Ipv4Addr::new(127, 1, octet(index / 250), octet(index)))).collect()
 }
 
 #[cfg(test)]
@@ -398,8 +319,7 @@ mod tests {
 
     fn config(line: &str) -> Result<Config> {
         use clap::Parser as _;
-        let args =
-            Args::try_parse_from(["rtc-loadtest"].into_iter().chain(line.split_whitespace()))?;
+        let args = Args::try_parse_from(["rtc-loadtest"].into_iter().chain(line.split_whitespace()))?;
         with_defaults(args)?.try_into()
     }
 
@@ -448,25 +368,11 @@ mod tests {
     #[test]
     fn what_print_config_shows_reads_back_as_the_same_run() {
         use clap::Parser as _;
-        let line = [
-            "rtc-loadtest",
-            "p2p",
-            "--rate",
-            "500",
-            "--target",
-            "p99<10ms",
-            "--seed",
-            "7",
-            "--cpus",
-            "1",
-        ];
+        let line = ["rtc-loadtest", "p2p", "--rate", "500", "--target", "p99<10ms", "--seed", "7", "--cpus", "1"];
         let args = with_defaults(Args::try_parse_from(line).unwrap()).unwrap();
         let text = toml::to_string(&args).unwrap();
         let again: Args = toml::from_str(&text).unwrap();
-        assert_eq!(
-            Config::try_from(again).unwrap(),
-            Config::try_from(args).unwrap()
-        );
+        assert_eq!(Config::try_from(again).unwrap(), Config::try_from(args).unwrap());
     }
 
     #[test]
@@ -474,9 +380,6 @@ mod tests {
         assert_eq!(config("idle --connections 10000").unwrap().sources.len(), 1);
         let many = config("idle --connections 3000000").unwrap().sources;
         assert_eq!(many.len(), 300);
-        assert_eq!(
-            many.iter().collect::<std::collections::BTreeSet<_>>().len(),
-            300
-        );
+        assert_eq!(many.iter().collect::<std::collections::BTreeSet<_>>().len(), 300);
     }
 }

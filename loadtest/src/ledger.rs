@@ -80,11 +80,7 @@ impl SequenceSet {
 
     /// How many sequences were inserted, repeats apart.
     pub(crate) fn len(&self) -> u64 {
-        self.ranges
-            .iter()
-            .map(|range| range.1 - range.0)
-            .sum::<u64>()
-            - self.forgotten
+        self.ranges.iter().map(|range| range.1 - range.0).sum::<u64>() - self.forgotten
     }
 
     /// How many of `0..end` are in neither `self` nor `other`.
@@ -103,10 +99,7 @@ impl SequenceSet {
                 reach = stop;
             }
         }
-        (end - covered.min(end))
-            .saturating_add(self.forgotten)
-            .saturating_add(other.forgotten)
-            .min(end)
+        (end - covered.min(end)).saturating_add(self.forgotten).saturating_add(other.forgotten).min(end)
     }
 }
 

@@ -10,6 +10,8 @@ mod config;
 mod envelope;
 mod ledger;
 mod payload;
+mod preflight;
+mod processes;
 mod procfs;
 mod progress;
 mod recorder;
@@ -42,15 +44,23 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let outcome = load(Args::parse())
-        .and_then(|config| config.map_or(Ok(0), |config| run(&Arc::new(config))));
+    let args = Args::parse();
+    if args.child {
+        return match processes::run_child() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        };
+    }
+    let outcome = load(args).and_then(|config| config.map_or(Ok(0), |config| run(&Arc::new(config))));
     match outcome {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            eprintln!("rtc-loadtest: {error:#}");
-            ExitCode::from(EXIT_USAGE)
-        }
+        Err(error) => fail(&error),
     }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("rtc-loadtest: {error:#}");
+    ExitCode::from(EXIT_USAGE)
 }
 
 /// The settings of the run, or `None` if they were only to be shown.
@@ -68,8 +78,13 @@ fn load(args: Args) -> Result<Option<Config>> {
 
 /// Runs, reports, and returns the exit code.
 fn run(config: &Arc<Config>) -> Result<u8> {
+    preflight::prepare(config)?;
     let mut onlooker = Onlooker::new(config)?;
-    let tally = run::run_process(config, 0, &mut onlooker)?;
+    let tally = if config.processes == 1 {
+        run::run_process(config, 0, &mut onlooker)?
+    } else {
+        processes::run_processes(config, &mut onlooker)?
+    };
     let usage = onlooker.finish();
     let report = Report::new(config, tally, usage);
     if let Some(path) = &config.json {

@@ -36,8 +36,7 @@ impl EchoStamp {
     /// The payload of message `sequence` of `connection`.
     pub(crate) fn compose(&mut self, connection: u32, sequence: u64) -> &[u8] {
         debug_assert!(connection < ECHO_CONNECTIONS_MAX);
-        let word = u64::from(connection) << ECHO_SEQUENCE_BITS
-            | sequence & ((1 << ECHO_SEQUENCE_BITS) - 1);
+        let word = u64::from(connection) << ECHO_SEQUENCE_BITS | sequence & ((1 << ECHO_SEQUENCE_BITS) - 1);
         self.payload[0..8].copy_from_slice(&word.to_le_bytes());
         self.payload[8..16].copy_from_slice(&finalize(word ^ self.seed).to_le_bytes());
         &self.payload
@@ -48,8 +47,8 @@ impl EchoStamp {
         let (&word, rest) = payload.split_first_chunk::<8>()?;
         let (&checksum, filling) = rest.split_first_chunk::<8>()?;
         let word = u64::from_le_bytes(word);
-        let is_whole = u64::from_le_bytes(checksum) == finalize(word ^ self.seed)
-            && filling == &self.payload[ECHO_BYTES_MIN..];
+        let is_whole =
+            u64::from_le_bytes(checksum) == finalize(word ^ self.seed) && filling == &self.payload[ECHO_BYTES_MIN..];
         let connection = u32::try_from(word >> ECHO_SEQUENCE_BITS).ok()?;
         is_whole.then_some((connection, word & ((1 << ECHO_SEQUENCE_BITS) - 1)))
     }
@@ -164,9 +163,7 @@ impl MessageTemplate {
         text.extend_from_slice(BEFORE_TO.as_bytes());
         text.extend_from_slice(run.client_id(ClientIndex(0)).as_bytes());
         text.extend_from_slice(BEFORE_PAYLOAD.as_bytes());
-        text.extend_from_slice(
-            format!("{:08x}.00000000.0000000000.00000000000000.00000000.", run.0).as_bytes(),
-        );
+        text.extend_from_slice(format!("{:08x}.00000000.0000000000.00000000000000.00000000.", run.0).as_bytes());
         let filling_bytes = bytes - MESSAGE_BYTES_MIN;
         // Letters only: they need no escape, and a shifted or torn copy does not look like the original.
         text.extend((0..filling_bytes).map(|_| b'a' + random.next_u64().to_le_bytes()[0] % 26));
@@ -179,31 +176,16 @@ impl MessageTemplate {
     /// The message with this stamp to `recipient`.
     pub(crate) fn compose(&mut self, stamp: Stamp, recipient: ClientIndex) -> &[u8] {
         let text = self.text.as_mut_slice();
-        write_hex(
-            &mut text[MSG_ID_AT..MSG_ID_AT + 8],
-            u64::from(stamp.sender.0),
-        );
-        write_hex(
-            &mut text[MSG_ID_AT + 9..MSG_ID_AT + MSG_ID_BYTES],
-            stamp.sequence,
-        );
+        write_hex(&mut text[MSG_ID_AT..MSG_ID_AT + 8], u64::from(stamp.sender.0));
+        write_hex(&mut text[MSG_ID_AT + 9..MSG_ID_AT + MSG_ID_BYTES], stamp.sequence);
         let index_at = TO_AT + CLIENT_ID_BYTES - 8;
         write_hex(&mut text[index_at..index_at + 8], u64::from(recipient.0));
         let end = text.len() - AFTER_PAYLOAD.len();
         let payload = &mut text[PAYLOAD_AT..end];
-        write_hex(
-            &mut payload[SENDER_AT..SENDER_AT + 8],
-            u64::from(stamp.sender.0),
-        );
-        write_hex(
-            &mut payload[SEQUENCE_AT..SEQUENCE_AT + SEQUENCE_DIGITS],
-            stamp.sequence,
-        );
+        write_hex(&mut payload[SENDER_AT..SENDER_AT + 8], u64::from(stamp.sender.0));
+        write_hex(&mut payload[SEQUENCE_AT..SEQUENCE_AT + SEQUENCE_DIGITS], stamp.sequence);
         write_hex(&mut payload[DUE_AT..DUE_AT + DUE_DIGITS], stamp.due);
-        write_hex(
-            &mut payload[LATE_AT..LATE_AT + LATE_DIGITS],
-            u64::from(stamp.late),
-        );
+        write_hex(&mut payload[LATE_AT..LATE_AT + LATE_DIGITS], u64::from(stamp.late));
         let (body, checksum) = payload.split_at_mut(payload.len() - CHECKSUM_DIGITS);
         write_hex(checksum, checksum_of(body));
         &self.text
@@ -216,8 +198,8 @@ impl MessageTemplate {
             return None;
         }
         let (body, checksum) = payload.split_at(payload.len() - CHECKSUM_DIGITS);
-        let is_whole = read_hex(checksum)? == checksum_of(body)
-            && read_hex(&body[RUN_AT..RUN_AT + 8])? == u64::from(self.run.0);
+        let is_whole =
+            read_hex(checksum)? == checksum_of(body) && read_hex(&body[RUN_AT..RUN_AT + 8])? == u64::from(self.run.0);
         if !is_whole {
             return None;
         }
@@ -232,8 +214,7 @@ impl MessageTemplate {
 
 /// The sequence in a `msgId` of `sender`, or `None` if it is no message of theirs.
 pub(crate) fn sequence_of(msg_id: &[u8], sender: ClientIndex) -> Option<u64> {
-    if msg_id.len() != MSG_ID_BYTES || msg_id[8] != b'-' || read_hex_u32(&msg_id[..8])? != sender.0
-    {
+    if msg_id.len() != MSG_ID_BYTES || msg_id[8] != b'-' || read_hex_u32(&msg_id[..8])? != sender.0 {
         return None;
     }
     read_hex(&msg_id[9..])
@@ -325,19 +306,11 @@ mod tests {
 
     #[test]
     fn a_message_of_another_run_is_not_ours() {
-        let stamp = Stamp {
-            sender: ClientIndex(1),
-            sequence: 2,
-            due: 3,
-            late: 4,
-        };
+        let stamp = Stamp { sender: ClientIndex(1), sequence: 2, due: 3, late: 4 };
         let mut other = MessageTemplate::new(200, RunId(8), SEED);
         let text = other.compose(stamp, ClientIndex(0)).to_vec();
         let payload = &text[PAYLOAD_AT..text.len() - AFTER_PAYLOAD.len()];
-        assert_eq!(
-            MessageTemplate::new(200, RunId(7), SEED).verify(payload),
-            None
-        );
+        assert_eq!(MessageTemplate::new(200, RunId(7), SEED).verify(payload), None);
     }
 
     #[test]

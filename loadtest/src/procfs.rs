@@ -18,13 +18,11 @@ pub(crate) fn usage(pid: u32) -> io::Result<Usage> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let ticks_per_second = rustix::param::clock_ticks_per_second();
-    let ticks =
-        parse_cpu_ticks(&stat).ok_or_else(|| io::Error::other("unexpected /proc/<pid>/stat"))?;
+    let ticks = parse_cpu_ticks(&stat).ok_or_else(|| io::Error::other("unexpected /proc/<pid>/stat"))?;
     let cpu = ticks.saturating_mul(1_000_000_000 / ticks_per_second.max(1));
     // The scheduler's own account is finer than the ticks, where the kernel has it; it is per thread.
     let cpu = schedstat(pid).unwrap_or(cpu);
-    let rss_bytes = parse_rss_bytes(&status)
-        .ok_or_else(|| io::Error::other("no VmRSS in /proc/<pid>/status"))?;
+    let rss_bytes = parse_rss_bytes(&status).ok_or_else(|| io::Error::other("no VmRSS in /proc/<pid>/status"))?;
     Ok(Usage { cpu, rss_bytes })
 }
 
@@ -48,9 +46,7 @@ fn parse_cpu_ticks(stat: &str) -> Option<u64> {
 }
 
 fn parse_rss_bytes(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -64,10 +60,7 @@ mod tests {
         let stat = "7 (a) b) 9 (c) S 1 2 3 4 5 6 7 8 9 10 111 222 0 0 20 0 1";
         assert_eq!(parse_cpu_ticks(stat), Some(333));
         assert_eq!(parse_cpu_ticks("7 (a) S 1"), None);
-        assert_eq!(
-            parse_rss_bytes("Name:\tx\nVmRSS:\t  1234 kB\n"),
-            Some(1234 * 1024)
-        );
+        assert_eq!(parse_rss_bytes("Name:\tx\nVmRSS:\t  1234 kB\n"), Some(1234 * 1024));
         assert_eq!(parse_rss_bytes("Name:\tx\n"), None);
     }
 

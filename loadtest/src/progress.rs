@@ -63,13 +63,8 @@ impl Onlooker {
             None => None,
         };
         let is_shown = !config.quiet && io::stderr().is_terminal();
-        let bar = if is_shown {
-            ProgressBar::new(u64::from(config.connections))
-        } else {
-            ProgressBar::hidden()
-        };
-        let style = ProgressStyle::with_template("{prefix:>10} [{bar:40}] {msg}")
-            .expect("a constant template");
+        let bar = if is_shown { ProgressBar::new(u64::from(config.connections)) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("{prefix:>10} [{bar:40}] {msg}").expect("a constant template");
         bar.set_style(style.progress_chars("=> "));
         Ok(Self {
             bar,
@@ -102,13 +97,7 @@ impl Onlooker {
             return;
         }
         self.redrawn_at = Instant::now();
-        let Snapshot {
-            opened,
-            failed,
-            sent,
-            received,
-            phase,
-        } = snapshot;
+        let Snapshot { opened, failed, sent, received, phase } = snapshot;
         let prefix = match phase {
             Phase::Opening => "connecting",
             Phase::WarmingUp => "warm-up",
@@ -119,20 +108,13 @@ impl Onlooker {
         if phase == Phase::Opening {
             self.bar.set_length(u64::from(self.connections));
             self.bar.set_position(opened + failed);
-            self.bar.set_message(format!(
-                "{} open, {} failed",
-                grouped(opened),
-                grouped(failed)
-            ));
+            self.bar.set_message(format!("{} open, {} failed", grouped(opened), grouped(failed)));
             return;
         }
-        let elapsed = self
-            .measuring_since
-            .map_or(Duration::ZERO, |since| since.elapsed());
+        let elapsed = self.measuring_since.map_or(Duration::ZERO, |since| since.elapsed());
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         self.bar.set_length(millis(self.duration));
-        self.bar
-            .set_position(millis(elapsed).min(millis(self.duration)));
+        self.bar.set_position(millis(elapsed).min(millis(self.duration)));
         let waiting = sent.saturating_sub(received);
         self.bar.set_message(format!(
             "{} sent, {} received, {} under way",

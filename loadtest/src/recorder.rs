@@ -39,9 +39,7 @@ impl Latency {
 
     /// Adds what another worker counted.
     pub(crate) fn add(&mut self, other: &Self) {
-        self.0
-            .add(&other.0)
-            .expect("all histograms have the same bounds");
+        self.0.add(&other.0).expect("all histograms have the same bounds");
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -50,11 +48,7 @@ impl Latency {
 
     /// The latency which `quantile` (0 to 1) of the messages do not exceed, in nanoseconds; 0 when there are none.
     pub(crate) fn quantile(&self, quantile: f64) -> Nanos {
-        if self.0.is_empty() {
-            0
-        } else {
-            self.0.value_at_quantile(quantile)
-        }
+        if self.0.is_empty() { 0 } else { self.0.value_at_quantile(quantile) }
     }
 
     pub(crate) fn max(&self) -> Nanos {
@@ -65,9 +59,7 @@ impl Latency {
 impl Serialize for Latency {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut bytes = Vec::new();
-        V2Serializer::new()
-            .serialize(&self.0, &mut bytes)
-            .map_err(serde::ser::Error::custom)?;
+        V2Serializer::new().serialize(&self.0, &mut bytes).map_err(serde::ser::Error::custom)?;
         serializer.serialize_str(&BASE64.encode(bytes))
     }
 }
@@ -77,9 +69,7 @@ impl<'de> Deserialize<'de> for Latency {
         use serde::de::Error as _;
         let text = String::deserialize(deserializer)?;
         let bytes = BASE64.decode(text).map_err(D::Error::custom)?;
-        let read: Histogram<u64> = Deserializer::new()
-            .deserialize(&mut bytes.as_slice())
-            .map_err(D::Error::custom)?;
+        let read: Histogram<u64> = Deserializer::new().deserialize(&mut bytes.as_slice()).map_err(D::Error::custom)?;
         let mut latency = Self::default();
         latency.0.add(read).map_err(D::Error::custom)?;
         Ok(latency)
@@ -117,12 +107,7 @@ impl Series {
         let length = window.end.saturating_sub(window.start);
         let bucket_nanos = (length / SERIES_POINTS).max(SERIES_BUCKET_NANOS_MIN);
         let buckets = usize::try_from(length.div_ceil(bucket_nanos)).unwrap_or(0);
-        Self {
-            bucket_nanos,
-            intended: vec![0; buckets],
-            sent: vec![0; buckets],
-            received: vec![0; buckets],
-        }
+        Self { bucket_nanos, intended: vec![0; buckets], sent: vec![0; buckets], received: vec![0; buckets] }
     }
 
     fn add(&mut self, other: &Self) {
@@ -191,16 +176,8 @@ impl Measures {
 impl Recorder {
     /// A recorder before its run: nothing is measured until [`Recorder::open`].
     pub(crate) fn new() -> Self {
-        let window = Window {
-            start: u64::MAX,
-            measure: u64::MAX,
-            end: u64::MAX,
-        };
-        Self {
-            window,
-            series: Series::default(),
-            measures: Measures::default(),
-        }
+        let window = Window { start: u64::MAX, measure: u64::MAX, end: u64::MAX };
+        Self { window, series: Series::default(), measures: Measures::default() }
     }
 
     /// The run has a window now.
@@ -280,9 +257,7 @@ impl Recorder {
     /// The server confirmed a message that was due at `intended`.
     pub(crate) fn record_ack(&mut self, intended: Nanos, now: Nanos) {
         if self.window.is_measured(intended) {
-            self.measures
-                .ack_latency
-                .record(now.saturating_sub(intended));
+            self.measures.ack_latency.record(now.saturating_sub(intended));
         }
     }
 
@@ -314,11 +289,7 @@ mod tests {
 
     fn recorder() -> Recorder {
         let mut recorder = Recorder::new();
-        recorder.open(Window {
-            start: SECOND,
-            measure: 2 * SECOND,
-            end: 4 * SECOND,
-        });
+        recorder.open(Window { start: SECOND, measure: 2 * SECOND, end: 4 * SECOND });
         recorder
     }
 

@@ -127,79 +127,30 @@ pub(crate) struct ServerReport {
 impl Report {
     /// Judges the run and puts everything that was counted in order.
     pub(crate) fn new(config: &Config, tally: Tally, server: Option<ServerUsage>) -> Self {
-        let measured_s = approximate(tally.measured) / NANOS_PER_SECOND;
-        let per_second = |count: u64| {
-            if measured_s > 0.0 {
-                approximate(count) / measured_s
-            } else {
-                0.0
-            }
-        };
-        let achieved = per_second(tally.measures.received_in_window);
-        let opening_s = approximate(tally.opening) / NANOS_PER_SECOND;
-        let connects_per_second = if tally.opened_in_window > 0 {
-            per_second(tally.opened_in_window)
-        } else if opening_s > 0.0 {
-            approximate(tally.opened) / opening_s
-        } else {
-            0.0
-        };
-        let cores = f64::from(config.workers());
-        let cpu_share = if measured_s > 0.0 {
-            approximate(tally.cpu) / NANOS_PER_SECOND / measured_s / cores
-        } else {
-            0.0
-        };
-        let failed = tally.failed();
-        let errors = errors(&tally);
-        let Tally {
-            ledger, measures, ..
-        } = tally;
-        let judged = Judged {
-            messages: quantiles(&measures.latency),
-            acks: quantiles(&measures.ack_latency),
-            handshakes: quantiles(&measures.handshake),
-            ledger: ledger.clone(),
-            opened: tally.opened,
-            failed,
-            failures_allowed: config.scenario == Scenario::Storm,
-            rate: achieved,
-            connects_per_second,
-            sends: measures.sends,
-            late_sends: measures.late_sends,
-            missed_slots: measures.missed_slots,
-            cpu_share,
-            pacing: config.load.pacing(),
-            faults: tally.faults,
-        };
-        let Verdict {
-            outcome,
-            void_reasons,
-            failures,
-        } = judge(&judged, &config.targets);
-        let cpu_us_per_message = |cpu: Nanos| {
-            let messages = measures.received_in_window;
-            (messages > 0).then(|| approximate(cpu) / NANOS_PER_MICRO / approximate(messages))
-        };
+        let figures = Figures::new(config, &tally);
+        let judged = figures.judged(config, &tally);
+        let Verdict { outcome, void_reasons, failures } = judge(&judged, &config.targets);
+        let generator = GeneratorReport::new(config, &tally, &figures);
+        let server = server.map(|usage| ServerReport::new(usage, &tally));
+        let (failed, errors) = (tally.failed(), errors(&tally));
+        let Tally { ledger, measures, opened, .. } = tally;
         let latency = latency_report(&judged.messages);
+        let (intended, depth, pacing) = match config.load {
+            Load::Open { per_second } => (Some(per_second), None, "open"),
+            Load::Closed { depth } => (None, Some(depth), "closed"),
+            Load::Silent => (None, None, "none"),
+        };
         Self {
             schema: SCHEMA,
             scenario: config.scenario.name(),
             verdict: outcome,
-            pacing: match config.load {
-                Load::Open { .. } => "open",
-                Load::Closed { .. } => "closed",
-                Load::Silent => "none",
-            },
+            pacing,
             connections: config.connections,
-            opened: tally.opened,
+            opened,
             failed,
-            depth: match config.load {
-                Load::Closed { depth } => Some(depth),
-                Load::Open { .. } | Load::Silent => None,
-            },
+            depth,
             payload_bytes: config.payload_bytes,
-            duration_s: measured_s,
+            duration_s: figures.measured_s,
             warm_up_s: config.warm_up.as_secs_f64(),
             seed: config.seed,
             sent: ledger.sent,
@@ -212,17 +163,8 @@ impl Report {
             refused: ledger.refused,
             accepted: config.sender_acks.then_some(ledger.accepted),
             unconfirmed: config.sender_acks.then_some(ledger.unconfirmed),
-            rate: RateReport {
-                intended: match config.load {
-                    Load::Open { per_second } => Some(per_second),
-                    Load::Closed { .. } | Load::Silent => None,
-                },
-                achieved,
-            },
-            connects: ConnectsReport {
-                per_second: connects_per_second,
-                opening_s,
-            },
+            rate: RateReport { intended, achieved: figures.rate },
+            connects: ConnectsReport { per_second: figures.connects_per_second, opening_s: figures.opening_s },
             latency_us: latency,
             raw_latency_us: match config.load.pacing() {
                 Pacing::OpenLoop => latency_report(&quantiles(&measures.raw_latency)),
@@ -237,34 +179,8 @@ impl Report {
             void_reasons,
             failures,
             targets: config.targets.iter().map(ToString::to_string).collect(),
-            generator: GeneratorReport {
-                processes: config.processes,
-                threads: config.threads,
-                cpu_share,
-                cpu_us_per_message: cpu_us_per_message(tally.cpu),
-                driver: if tally.workers_on_epoll == 0 {
-                    "io_uring"
-                } else {
-                    "epoll"
-                },
-            },
-            server: server.map(|usage| ServerReport {
-                pid: usage.pid,
-                cpu_cores: if tally.measured > 0 {
-                    approximate(usage.cpu) / approximate(tally.measured)
-                } else {
-                    0.0
-                },
-                cpu_us_per_message: cpu_us_per_message(usage.cpu),
-                rss_before_bytes: usage.rss_before_bytes,
-                rss_open_bytes: usage.rss_open_bytes,
-                rss_end_bytes: usage.rss_end_bytes,
-                rss_bytes_per_connection: (tally.opened > 0).then(|| {
-                    let growth =
-                        approximate(usage.rss_open_bytes) - approximate(usage.rss_before_bytes);
-                    growth / approximate(tally.opened)
-                }),
-            }),
+            generator,
+            server,
             measures,
         }
     }
@@ -273,6 +189,95 @@ impl Report {
     pub(crate) fn exit_code(&self) -> u8 {
         self.verdict.exit_code()
     }
+}
+
+/// What follows from the counts alone.
+struct Figures {
+    measured_s: f64,
+    opening_s: f64,
+    rate: f64,
+    connects_per_second: f64,
+    cpu_share: f64,
+}
+
+impl Figures {
+    fn new(config: &Config, tally: &Tally) -> Self {
+        let (measured_s, opening_s) = (seconds(tally.measured), seconds(tally.opening));
+        let is_storm = config.scenario == Scenario::Storm;
+        Self {
+            measured_s,
+            opening_s,
+            rate: per_second(tally.measures.received_in_window, measured_s),
+            connects_per_second: if is_storm {
+                per_second(tally.opened_in_window, measured_s)
+            } else {
+                per_second(tally.opened, opening_s)
+            },
+            cpu_share: per_second(tally.cpu, measured_s) / NANOS_PER_SECOND / f64::from(config.workers()),
+        }
+    }
+
+    fn judged(&self, config: &Config, tally: &Tally) -> Judged {
+        let measures = &tally.measures;
+        Judged {
+            messages: quantiles(&measures.latency),
+            acks: quantiles(&measures.ack_latency),
+            handshakes: quantiles(&measures.handshake),
+            ledger: tally.ledger.clone(),
+            opened: tally.opened,
+            failed: tally.failed(),
+            failures_allowed: config.scenario == Scenario::Storm,
+            rate: self.rate,
+            connects_per_second: self.connects_per_second,
+            sends: measures.sends,
+            late_sends: measures.late_sends,
+            missed_slots: measures.missed_slots,
+            cpu_share: self.cpu_share,
+            pacing: config.load.pacing(),
+            faults: tally.faults.clone(),
+        }
+    }
+}
+
+impl GeneratorReport {
+    fn new(config: &Config, tally: &Tally, figures: &Figures) -> Self {
+        Self {
+            processes: config.processes,
+            threads: config.threads,
+            cpu_share: figures.cpu_share,
+            cpu_us_per_message: cpu_us_per_message(tally.cpu, tally),
+            driver: if tally.workers_on_epoll == 0 { "io_uring" } else { "epoll" },
+        }
+    }
+}
+
+impl ServerReport {
+    fn new(usage: ServerUsage, tally: &Tally) -> Self {
+        let growth = approximate(usage.rss_open_bytes) - approximate(usage.rss_before_bytes);
+        Self {
+            pid: usage.pid,
+            cpu_cores: per_second(usage.cpu, seconds(tally.measured)) / NANOS_PER_SECOND,
+            cpu_us_per_message: cpu_us_per_message(usage.cpu, tally),
+            rss_before_bytes: usage.rss_before_bytes,
+            rss_open_bytes: usage.rss_open_bytes,
+            rss_end_bytes: usage.rss_end_bytes,
+            rss_bytes_per_connection: (tally.opened > 0).then(|| growth / approximate(tally.opened)),
+        }
+    }
+}
+
+fn seconds(nanos: Nanos) -> f64 {
+    approximate(nanos) / NANOS_PER_SECOND
+}
+
+/// 0 where no time has passed.
+fn per_second(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { approximate(count) / seconds } else { 0.0 }
+}
+
+fn cpu_us_per_message(cpu: Nanos, tally: &Tally) -> Option<f64> {
+    let messages = tally.measures.received_in_window;
+    (messages > 0).then(|| approximate(cpu) / NANOS_PER_MICRO / approximate(messages))
 }
 
 /// Everything that went wrong, by cause.

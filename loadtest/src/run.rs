@@ -34,18 +34,7 @@ pub(crate) struct Snapshot {
 }
 
 /// What a run is doing.
-#[derive(
-    Debug,
-    Default,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    serde::Serialize,
-    serde::Deserialize,
-)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Phase {
     #[default]
     Opening,
@@ -73,11 +62,7 @@ pub(crate) trait Observer {
 ///
 /// # Errors
 /// No threads, or the run cannot start. What goes wrong in a worker is in the tally.
-pub(crate) fn run_process(
-    config: &Arc<Config>,
-    process: u32,
-    observer: &mut dyn Observer,
-) -> io::Result<Tally> {
+pub(crate) fn run_process(config: &Arc<Config>, process: u32, observer: &mut dyn Observer) -> io::Result<Tally> {
     let clock = Clock::start();
     let control = Arc::new(Control::new());
     let first = process * config.threads;
@@ -96,11 +81,7 @@ pub(crate) fn run_process(
     control.start(window.start);
     let cpu = follow(&workers, window, clock, &control, observer);
 
-    let mut tally = Tally {
-        cpu: cpu.used,
-        measured: cpu.measured,
-        ..Tally::default()
-    };
+    let mut tally = Tally { cpu: cpu.used, measured: cpu.measured, ..Tally::default() };
     for worker in workers {
         tally.add(worker.join());
     }
@@ -113,13 +94,7 @@ struct Cpu {
     measured: Nanos,
 }
 
-fn follow(
-    workers: &[Worker],
-    window: Window,
-    clock: Clock,
-    control: &Control,
-    observer: &mut dyn Observer,
-) -> Cpu {
+fn follow(workers: &[Worker], window: Window, clock: Clock, control: &Control, observer: &mut dyn Observer) -> Cpu {
     let (mut at_measure, mut at_end) = (None, None);
     loop {
         let now = clock.now();
@@ -141,37 +116,20 @@ fn follow(
         }
         thread::sleep(until_next_look(now, window));
     }
-    let ((start, before), (end, after)) = match (at_measure, at_end) {
-        (Some(measure), Some(end)) => (measure, end),
-        _ => {
-            return Cpu {
-                used: 0,
-                measured: 0,
-            };
-        }
+    let (Some((start, before)), Some((end, after))) = (at_measure, at_end) else {
+        return Cpu { used: 0, measured: 0 };
     };
-    Cpu {
-        used: after - before,
-        measured: end - start,
-    }
+    Cpu { used: after - before, measured: end - start }
 }
 
 /// The window's edges are met to the microsecond, everything else on the coarse beat.
 fn until_next_look(now: Nanos, window: Window) -> Duration {
-    let edge = [window.measure, window.end]
-        .into_iter()
-        .filter(|edge| *edge > now)
-        .min();
-    edge.map_or(WATCH_INTERVAL, |edge| {
-        WATCH_INTERVAL.min(Duration::from_nanos(edge - now))
-    })
+    let edge = [window.measure, window.end].into_iter().filter(|edge| *edge > now).min();
+    edge.map_or(WATCH_INTERVAL, |edge| WATCH_INTERVAL.min(Duration::from_nanos(edge - now)))
 }
 
 fn observe(workers: &[Worker], phase: Phase, control: &Control, observer: &mut dyn Observer) {
-    let mut snapshot = Snapshot {
-        phase,
-        ..Snapshot::default()
-    };
+    let mut snapshot = Snapshot { phase, ..Snapshot::default() };
     for Worker { progress, .. } in workers {
         snapshot.opened += u64::from(progress.opened.load(Relaxed));
         snapshot.failed += u64::from(progress.failed.load(Relaxed));

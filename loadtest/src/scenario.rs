@@ -84,10 +84,7 @@ impl Desk {
     /// Lets the coordinator see how far this worker is.
     fn publish(&self, context: &Context) {
         context.progress.sent.store(self.sent.get(), Relaxed);
-        context
-            .progress
-            .received
-            .store(self.received.get(), Relaxed);
+        context.progress.received.store(self.received.get(), Relaxed);
     }
 
     /// What the worker counted, with its measurements.
@@ -125,11 +122,7 @@ type Query = Rc<dyn Fn(u32) -> String>;
 
 /// True unless the server only echoes, and so knows no client ids and says no welcome.
 fn is_session(context: &Context) -> bool {
-    !context
-        .config
-        .servers
-        .iter()
-        .any(|server| server.path == "/ws/echo")
+    !context.config.servers.iter().any(|server| server.path == "/ws/echo")
 }
 
 /// Under the client protocol: the client's id and what it asks of the session.
@@ -138,22 +131,9 @@ fn connect_query(context: &Context) -> Query {
         return Rc::new(|_| String::new());
     }
     let run = RunId::from_seed(context.config.seed);
-    let acks = if context.config.sender_acks {
-        "&acks=1"
-    } else {
-        ""
-    };
-    let receiver_acks = if context.config.receiver_acks {
-        "&recvAck=1"
-    } else {
-        ""
-    };
-    Rc::new(move |index| {
-        format!(
-            "?clientId={}{acks}{receiver_acks}",
-            run.client_id(ClientIndex(index))
-        )
-    })
+    let acks = if context.config.sender_acks { "&acks=1" } else { "" };
+    let receiver_acks = if context.config.receiver_acks { "&recvAck=1" } else { "" };
+    Rc::new(move |index| format!("?clientId={}{acks}{receiver_acks}", run.client_id(ClientIndex(index))))
 }
 
 /// Opens the connections of all the worker's virtual clients. `each` takes them as they come, reading at once, so that
@@ -169,15 +149,14 @@ async fn open_clients(
     let started = context.clock.now();
     let is_done = Rc::new(Cell::new(false));
     let outcome = {
-        let (desk, progress) = (Rc::clone(desk), std::sync::Arc::clone(&context.progress));
-        move |index, opened: Result<Opened, OpenError>| match opened {
-            Ok(opened) => {
-                desk.recorder
-                    .borrow_mut()
-                    .record_handshake(opened.handshake);
+        let (desk, opener) = (Rc::clone(desk), Rc::clone(&opener));
+        let progress = std::sync::Arc::clone(&context.progress);
+        move |index, outcome: Result<Opened, OpenError>| match outcome {
+            Ok(new) => {
+                desk.recorder.borrow_mut().record_handshake(new.handshake);
                 desk.tally.borrow_mut().opened += 1;
                 progress.opened.fetch_add(1, Relaxed);
-                each(index, opened.link);
+                each(index, opener.link(new));
                 ControlFlow::Continue(())
             }
             Err(error) => {
@@ -187,11 +166,7 @@ async fn open_clients(
                 // One that has accepted nobody by the time the first opening times out would cost every few
                 // connections another timeout.
                 let is_hopeless = tally.opened == 0 && error == OpenError::TimedOut;
-                if is_hopeless {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
+                if is_hopeless { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             }
         }
     };
@@ -212,15 +187,8 @@ async fn open_clients(
 }
 
 /// Waits until `is_done` or for `limit`, whichever is first.
-async fn wait_until(
-    context: &Context,
-    limit: Duration,
-    is_done: impl Fn() -> bool,
-) -> io::Result<()> {
-    let deadline = context
-        .clock
-        .now()
-        .saturating_add(crate::clock::nanos(limit));
+async fn wait_until(context: &Context, limit: Duration, is_done: impl Fn() -> bool) -> io::Result<()> {
+    let deadline = context.clock.now().saturating_add(crate::clock::nanos(limit));
     while !is_done() && context.clock.now() < deadline {
         context.ticker.wait(Duration::from_millis(1)).await?;
     }

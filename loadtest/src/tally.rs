@@ -55,10 +55,7 @@ impl Tally {
 
     /// Connections that could not be opened or ended early.
     pub(crate) fn failed(&self) -> u64 {
-        self.open_failures
-            .values()
-            .chain(self.endings.values())
-            .sum()
+        self.open_failures.values().chain(self.endings.values()).sum()
     }
 }
 

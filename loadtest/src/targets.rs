@@ -68,18 +68,9 @@ const QUANTITIES: &[(&str, Quantity)] = &[
     ("ack-p50", Quantity::Latency(Source::Acks, Statistic::P50)),
     ("ack-p99", Quantity::Latency(Source::Acks, Statistic::P99)),
     ("ack-max", Quantity::Latency(Source::Acks, Statistic::Max)),
-    (
-        "handshake-p50",
-        Quantity::Latency(Source::Handshakes, Statistic::P50),
-    ),
-    (
-        "handshake-p99",
-        Quantity::Latency(Source::Handshakes, Statistic::P99),
-    ),
-    (
-        "handshake-max",
-        Quantity::Latency(Source::Handshakes, Statistic::Max),
-    ),
+    ("handshake-p50", Quantity::Latency(Source::Handshakes, Statistic::P50)),
+    ("handshake-p99", Quantity::Latency(Source::Handshakes, Statistic::P99)),
+    ("handshake-max", Quantity::Latency(Source::Handshakes, Statistic::Max)),
     ("lost", Quantity::Count(Count::Lost)),
     ("duplicated", Quantity::Count(Count::Duplicated)),
     ("reordered", Quantity::Count(Count::Reordered)),
@@ -137,11 +128,7 @@ pub(crate) enum TargetError {
 }
 
 fn known_names() -> String {
-    QUANTITIES
-        .iter()
-        .map(|(name, _)| *name)
-        .collect::<Vec<_>>()
-        .join(", ")
+    QUANTITIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
 /// A condition on the outcome of a run, as the user wrote it.
@@ -158,17 +145,10 @@ impl FromStr for Target {
     type Err = TargetError;
 
     fn from_str(text: &str) -> Result<Self, TargetError> {
-        let found = text
-            .find(['<', '>', '='])
-            .ok_or_else(|| TargetError::NoRelation(text.to_owned()))?;
+        let found = text.find(['<', '>', '=']).ok_or_else(|| TargetError::NoRelation(text.to_owned()))?;
         let (name, rest) = text.split_at(found);
-        let (name, known) = (name.trim(), |(known, _): &&(&str, Quantity)| {
-            *known == name.trim()
-        });
-        let &(_, quantity) = QUANTITIES
-            .iter()
-            .find(known)
-            .ok_or_else(|| TargetError::UnknownName(name.to_owned()))?;
+        let (name, known) = (name.trim(), |(known, _): &&(&str, Quantity)| *known == name.trim());
+        let &(_, quantity) = QUANTITIES.iter().find(known).ok_or_else(|| TargetError::UnknownName(name.to_owned()))?;
         let &(operator, relation) = RELATIONS
             .iter()
             .find(|(operator, _)| rest.starts_with(operator))
@@ -176,27 +156,17 @@ impl FromStr for Target {
         let value = rest[operator.len()..].trim();
         let bound = match quantity {
             Quantity::Latency(..) => {
-                let span: Span = value.parse().map_err(|cause| TargetError::BadSpan {
-                    name: name.to_owned(),
-                    cause,
-                })?;
+                let span: Span =
+                    value.parse().map_err(|cause| TargetError::BadSpan { name: name.to_owned(), cause })?;
                 approximate(nanos(Duration::from(span)))
             }
             Quantity::Count(_) | Quantity::Rate(_) => value
                 .parse()
                 .ok()
                 .filter(|number: &f64| number.is_finite() && *number >= 0.0)
-                .ok_or_else(|| TargetError::BadNumber {
-                    name: name.to_owned(),
-                    value: value.to_owned(),
-                })?,
+                .ok_or_else(|| TargetError::BadNumber { name: name.to_owned(), value: value.to_owned() })?,
         };
-        Ok(Self {
-            text: text.to_owned(),
-            quantity,
-            relation,
-            bound,
-        })
+        Ok(Self { text: text.to_owned(), quantity, relation, bound })
     }
 }
 
@@ -214,9 +184,7 @@ impl Serialize for Target {
 
 impl<'de> Deserialize<'de> for Target {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -306,11 +274,7 @@ pub(crate) fn judge(judged: &Judged, targets: &[Target]) -> Verdict {
         (true, false) => Outcome::Fail,
         (true, true) => Outcome::Pass,
     };
-    Verdict {
-        outcome,
-        void_reasons,
-        failures,
-    }
+    Verdict { outcome, void_reasons, failures }
 }
 
 fn void_reasons(judged: &Judged) -> Vec<String> {
@@ -319,11 +283,15 @@ fn void_reasons(judged: &Judged) -> Vec<String> {
         let due = judged.sends + judged.missed_slots;
         let late = judged.late_sends;
         if approximate(late) > approximate(due) * LATE_SHARE_MAX {
-            reasons.push(format!("{late} of {due} sends left more than 10 ms late, limit 1 %: lower --rate or add --threads"));
+            reasons.push(format!(
+                "{late} of {due} sends left more than 10 ms late, limit 1 %: lower --rate or add --threads"
+            ));
         }
         if judged.cpu_share > CPU_SHARE_MAX {
             let percent = judged.cpu_share * 100.0;
-            reasons.push(format!("the generator used {percent:.0} % of its cores, limit 90 %: lower --rate or add --threads"));
+            reasons.push(format!(
+                "the generator used {percent:.0} % of its cores, limit 90 %: lower --rate or add --threads"
+            ));
         }
     }
     reasons
@@ -335,16 +303,10 @@ fn connection_failures(judged: &Judged) -> Vec<String> {
     if judged.opened == 0 {
         failures.push("no connection could be opened".to_owned());
     } else if judged.failed > 0 && !judged.failures_allowed {
-        failures.push(format!(
-            "{} connections could not be opened or ended early",
-            judged.failed
-        ));
+        failures.push(format!("{} connections could not be opened or ended early", judged.failed));
     }
     if judged.missed_slots > 0 {
-        failures.push(format!(
-            "{} messages could not be sent when due",
-            judged.missed_slots
-        ));
+        failures.push(format!("{} messages could not be sent when due", judged.missed_slots));
     }
     failures
 }
@@ -359,9 +321,7 @@ fn ledger_failures(judged: &Judged) -> Vec<String> {
         ("misdelivered", ledger.misdelivered),
     ];
     let broken = must_be_zero.iter().filter(|(_, count)| *count > 0);
-    broken
-        .map(|(name, count)| format!("ledger: {count} {name}"))
-        .collect()
+    broken.map(|(name, count)| format!("ledger: {count} {name}")).collect()
 }
 
 impl Target {
@@ -423,10 +383,7 @@ fn show_millis(nanos: f64) -> String {
 }
 
 /// A count as a float, for ratios and comparisons.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "ratios need no more than 52 bits"
-)]
+#[expect(clippy::cast_precision_loss, reason = "ratios need no more than 52 bits")]
 pub(crate) fn approximate(count: u64) -> f64 {
     count as f64
 }
@@ -446,11 +403,7 @@ mod tests {
                 p999: 9_000_000,
                 max: 20_000_000,
             },
-            ledger: Ledger {
-                sent: 1000,
-                received: 1000,
-                ..Ledger::default()
-            },
+            ledger: Ledger { sent: 1000, received: 1000, ..Ledger::default() },
             opened: 10,
             rate: 1000.0,
             sends: 1000,
@@ -499,12 +452,8 @@ mod tests {
     #[test]
     fn with_no_targets_the_ledger_alone_judges() {
         assert_eq!(outcome(&judged(), &[]), (Outcome::Pass, 0));
-        let broken: [fn(&mut Ledger); 4] = [
-            |l| l.lost = 1,
-            |l| l.reordered = 1,
-            |l| l.corrupt = 1,
-            |l| l.misdelivered = 1,
-        ];
+        let broken: [fn(&mut Ledger); 4] =
+            [|l| l.lost = 1, |l| l.reordered = 1, |l| l.corrupt = 1, |l| l.misdelivered = 1];
         for break_it in broken {
             let mut judged = judged();
             break_it(&mut judged.ledger);
@@ -512,11 +461,7 @@ mod tests {
         }
         let mut repeated = judged();
         repeated.ledger.duplicated = 1;
-        assert_eq!(
-            outcome(&repeated, &[]),
-            (Outcome::Pass, 0),
-            "at-least-once allows repeats"
-        );
+        assert_eq!(outcome(&repeated, &[]), (Outcome::Pass, 0), "at-least-once allows repeats");
         assert_eq!(outcome(&repeated, &["duplicated=0"]), (Outcome::Fail, 1));
     }
 
@@ -528,11 +473,7 @@ mod tests {
         broken.failures_allowed = true;
         assert_eq!(outcome(&broken, &[]), (Outcome::Pass, 0));
         broken.opened = 0;
-        assert_eq!(
-            outcome(&broken, &[]),
-            (Outcome::Fail, 1),
-            "nothing was tried"
-        );
+        assert_eq!(outcome(&broken, &[]), (Outcome::Fail, 1), "nothing was tried");
     }
 
     #[test]
@@ -541,21 +482,13 @@ mod tests {
         late.late_sends = 10;
         assert_eq!(outcome(&late, &[]), (Outcome::Pass, 0), "1 % is allowed");
         late.late_sends = 11;
-        assert_eq!(
-            outcome(&late, &["p50<1us"]),
-            (Outcome::Void, 3),
-            "void even when a target is missed"
-        );
+        assert_eq!(outcome(&late, &["p50<1us"]), (Outcome::Void, 3), "void even when a target is missed");
 
         let mut busy = judged();
         busy.cpu_share = 0.91;
         assert_eq!(outcome(&busy, &[]).0, Outcome::Void);
         busy.pacing = Pacing::ClosedLoop;
-        assert_eq!(
-            outcome(&busy, &[]).0,
-            Outcome::Pass,
-            "a closed loop is meant to be busy"
-        );
+        assert_eq!(outcome(&busy, &[]).0, Outcome::Pass, "a closed loop is meant to be busy");
 
         let mut died = judged();
         died.faults.push("process 1 was killed".into());

@@ -33,10 +33,7 @@ impl Ticker {
         // A zero would disarm the timer.
         let duration = duration.max(Duration::from_micros(1));
         let once = Itimerspec {
-            it_interval: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
             it_value: Timespec {
                 tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: i64::from(duration.subsec_nanos()),

@@ -36,7 +36,7 @@ const ORDERS_INTERVAL: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Driver {
     Uring,
-    /// Where the kernel refuses io_uring.
+    /// Where the kernel refuses `io_uring`.
     Epoll,
 }
 
@@ -50,10 +50,7 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) fn new() -> Self {
-        Self {
-            start_at: AtomicU64::new(0),
-            is_stopped: AtomicBool::new(false),
-        }
+        Self { start_at: AtomicU64::new(0), is_stopped: AtomicBool::new(false) }
     }
 
     /// All workers start sending at `at`.
@@ -107,16 +104,10 @@ pub(crate) struct Context {
 impl Context {
     /// The virtual clients that are this worker's: an even share, in pairs where clients talk to each other.
     pub(crate) fn clients(&self) -> Range<u32> {
-        let unit = if self.config.scenario == Scenario::P2p {
-            2
-        } else {
-            1
-        };
+        let unit = if self.config.scenario == Scenario::P2p { 2 } else { 1 };
         let units = u64::from(self.config.connections / unit);
         let workers = u64::from(self.config.workers());
-        let bound = |worker: u32| {
-            u32::try_from(units * u64::from(worker) / workers).expect("no more than all") * unit
-        };
+        let bound = |worker: u32| u32::try_from(units * u64::from(worker) / workers).expect("no more than all") * unit;
         bound(self.index)..bound(self.index + 1)
     }
 
@@ -142,11 +133,7 @@ impl Context {
 /// The window of a run that starts at `start`.
 pub(crate) fn window(config: &Config, start: Nanos) -> Window {
     let measure = start.saturating_add(nanos(config.warm_up));
-    Window {
-        start,
-        measure,
-        end: measure.saturating_add(nanos(config.duration)),
-    }
+    Window { start, measure, end: measure.saturating_add(nanos(config.duration)) }
 }
 
 /// A worker under way.
@@ -160,18 +147,9 @@ impl Worker {
     ///
     /// # Errors
     /// No thread.
-    pub(crate) fn spawn(
-        config: &Arc<Config>,
-        index: u32,
-        clock: Clock,
-        control: &Arc<Control>,
-    ) -> io::Result<Self> {
+    pub(crate) fn spawn(config: &Arc<Config>, index: u32, clock: Clock, control: &Arc<Control>) -> io::Result<Self> {
         let progress = Arc::new(Progress::default());
-        let (config, control, mine) = (
-            Arc::clone(config),
-            Arc::clone(control),
-            Arc::clone(&progress),
-        );
+        let (config, control, mine) = (Arc::clone(config), Arc::clone(control), Arc::clone(&progress));
         let thread = thread::Builder::new()
             .name(format!("worker-{index}"))
             .spawn(move || run(config, index, clock, control, mine))?;
@@ -184,10 +162,7 @@ impl Worker {
 
     /// Waits for the worker's result. A worker that failed is a fault of the generator.
     pub(crate) fn join(self) -> Tally {
-        let fault = |text: String| Tally {
-            faults: vec![text],
-            ..Tally::default()
-        };
+        let fault = |text: String| Tally { faults: vec![text], ..Tally::default() };
         match self.thread.join() {
             Ok(Ok(tally)) => tally,
             Ok(Err(error)) => fault(format!("a worker failed: {error}")),
@@ -208,38 +183,23 @@ fn run(
     }
     let work = |driver| async move {
         let ticker = Ticker::new()?;
-        let context = Context {
-            config,
-            index,
-            clock,
-            driver,
-            ticker,
-            control,
-            progress,
-        };
+        let context = Context { config, index, clock, driver, ticker, control, progress };
         let mut tally = scenario::run(context).await?;
         tally.workers_on_epoll = u32::from(driver == Driver::Epoll);
         Ok(tally)
     };
     // A runtime is never dropped: operations may be in flight in it. The process ends soon after.
-    match build_uring() {
-        Ok(runtime) => Box::leak(Box::new(runtime)).block_on(work(Driver::Uring)),
-        Err(_) => {
-            let runtime = RuntimeBuilder::<LegacyDriver>::new().build()?;
-            Box::leak(Box::new(runtime)).block_on(work(Driver::Epoll))
-        }
+    if let Ok(runtime) = build_uring() {
+        return Box::leak(Box::new(runtime)).block_on(work(Driver::Uring));
     }
+    let runtime = RuntimeBuilder::<LegacyDriver>::new().build()?;
+    Box::leak(Box::new(runtime)).block_on(work(Driver::Epoll))
 }
 
 fn build_uring() -> io::Result<monoio::Runtime<IoUringDriver>> {
     let mut ring = io_uring::IoUring::builder();
-    ring.setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_cqsize(COMPLETION_ENTRIES);
-    RuntimeBuilder::<IoUringDriver>::new()
-        .uring_builder(ring)
-        .with_entries(SUBMISSION_ENTRIES)
-        .build()
+    ring.setup_single_issuer().setup_defer_taskrun().setup_cqsize(COMPLETION_ENTRIES);
+    RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring).with_entries(SUBMISSION_ENTRIES).build()
 }
 
 fn pin(cpu: u32) -> io::Result<()> {

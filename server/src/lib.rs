@@ -9,12 +9,14 @@
 //! | [`shard`] | a pinned thread and the clients whose home it is |
 //! | [`protocol`] | the client protocol as values |
 //! | [`routing`] | which node a message is for |
+//! | [`bus`] | the way to other nodes |
 //! | [`store`] | replay buffers |
 //! | [`metrics`] | what is counted |
 //! | [`publish`] | who waits for what became of a published message |
 //! | [`page`] | the page at `/` |
 
 pub mod admin;
+pub mod bus;
 pub mod drain;
 pub mod metrics;
 pub mod node;

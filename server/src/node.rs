@@ -11,6 +11,7 @@ use crossbeam::channel::{Receiver, unbounded};
 use ring::{NodeId, Ring, RingVersion, SharedRing, Weight};
 use thiserror::Error;
 
+use crate::bus::{Bus, LocalBus};
 use crate::drain::{Begun, Drain};
 use crate::metrics::Counters;
 use crate::protocol::ClientId;
@@ -99,6 +100,8 @@ impl Node {
             receivers.push(receiver);
         }
         let node_id = settings.node_id.clone();
+        let bus = Arc::new(LocalBus::default());
+        bus.join(settings.node_id.clone(), mailboxes.clone());
         let settings = Arc::new(settings);
         let shared = Arc::new(Shared::default());
         let counters: Vec<_> = (0..shards.get()).map(|_| Arc::new(Counters::default())).collect();
@@ -112,6 +115,7 @@ impl Node {
                 shared: Arc::clone(&shared),
                 counters: Arc::clone(counters),
                 ring: ring.clone(),
+                bus: Arc::clone(&bus) as Arc<dyn Bus>,
                 listener,
                 mail,
                 mailboxes: mailboxes.clone(),

@@ -108,7 +108,9 @@ struct UnderWay {
 
 /// A connection that was opened, and how long it took.
 pub(crate) struct Opened {
-    pub(crate) link: Link,
+    stream: TcpStream,
+    /// What came right behind the handshake.
+    surplus: Vec<u8>,
     /// From the start of connecting to the server's 101.
     pub(crate) handshake: Nanos,
 }
@@ -147,43 +149,22 @@ impl Opener {
         let started = self.clock.now();
         let server = &self.servers[index as usize % self.servers.len()];
         let stream = self.socket(index, server.addr)?;
-        let handle = Rc::new(
-            stream
-                .try_clone()
-                .map_err(|error| OpenError::Local(error.kind()))?,
-        );
+        let handle = Rc::new(stream.try_clone().map_err(|error| OpenError::Local(error.kind()))?);
         let ticket = self.next_ticket.replace(self.next_ticket.get() + 1);
         let deadline = started.saturating_add(nanos(self.timeout));
-        self.under_way.borrow_mut().push(UnderWay {
-            ticket,
-            deadline,
-            handle: Rc::clone(&handle),
-        });
-        let opened = self
-            .shake_hands(stream, &handle, server, query, started)
-            .await;
+        self.under_way.borrow_mut().push(UnderWay { ticket, deadline, handle: Rc::clone(&handle) });
+        let opened = self.shake_hands(stream, &handle, server, query, started).await;
         let under_way = &mut *self.under_way.borrow_mut();
         let at = under_way.iter().position(|entry| entry.ticket == ticket);
         under_way.swap_remove(at.expect("only its own opening removes an entry"));
         // An interrupted opening fails in whichever way it happened to be waiting.
-        opened.map_err(|error| {
-            if self.clock.now() >= deadline {
-                OpenError::TimedOut
-            } else {
-                error
-            }
-        })
+        opened.map_err(|error| if self.clock.now() >= deadline { OpenError::TimedOut } else { error })
     }
 
     /// Ends what has been under way for too long. To be called every few milliseconds while connections are opened.
     pub(crate) fn interrupt_overdue(&self) {
         let now = self.clock.now();
-        for overdue in self
-            .under_way
-            .borrow()
-            .iter()
-            .filter(|entry| entry.deadline <= now)
-        {
+        for overdue in self.under_way.borrow().iter().filter(|entry| entry.deadline <= now) {
             // It may not be connected yet, or not any more: then there is nothing to interrupt.
             let _ = overdue.handle.shutdown(Shutdown::Both);
         }
@@ -192,23 +173,18 @@ impl Opener {
     /// A socket on its way to `server`.
     fn socket(&self, index: u32, server: SocketAddr) -> Result<StdStream, OpenError> {
         let local = |error: io::Error| OpenError::Local(error.kind());
-        let socket = Socket::new(
-            Domain::for_address(server),
-            Type::STREAM.nonblocking(),
-            Some(Protocol::TCP),
-        );
+        let socket = Socket::new(Domain::for_address(server), Type::STREAM.nonblocking(), Some(Protocol::TCP));
         let socket = socket.map_err(local)?;
-        socket.set_tcp_nodelay(true).map_err(local)?;
-        if self.leaving == Leaving::Abruptly {
-            socket.set_linger(Some(Duration::ZERO)).map_err(local)?;
+        match self.leaving {
+            // A connection that is left so soon sends nothing that could be held back.
+            Leaving::Abruptly => socket.set_linger(Some(Duration::ZERO)).map_err(local)?,
+            Leaving::Gracefully => socket.set_tcp_nodelay(true).map_err(local)?,
         }
         if !self.sources.is_empty() {
             let source = self.sources[(index as usize / self.servers.len()) % self.sources.len()];
             // The port is chosen in `connect`, when the other end is known: 28,000 per pair of addresses, not in all.
             set_bind_address_no_port(&socket).map_err(local)?;
-            socket
-                .bind(&SockAddr::from(SocketAddr::new(source, 0)))
-                .map_err(local)?;
+            socket.bind(&SockAddr::from(SocketAddr::new(source, 0))).map_err(local)?;
         }
         match socket.connect(&SockAddr::from(server)) {
             Ok(()) => {}
@@ -228,26 +204,16 @@ impl Opener {
         started: Nanos,
     ) -> Result<Opened, OpenError> {
         let lost = |error: io::Error| OpenError::Connect(error.kind());
-        let mut stream = TcpStream::from_std(stream).map_err(lost)?;
-        stream.writable(false).await.map_err(lost)?;
-        if let Some(error) = handle.take_error().map_err(lost)? {
-            return Err(lost(error));
-        }
         if self.driver == Driver::Uring {
             // On a nonblocking socket the ring would answer "would block" instead of waiting.
             handle.set_nonblocking(false).map_err(lost)?;
         }
+        let mut stream = TcpStream::from_std(stream).map_err(lost)?;
         let key = self.key();
         let mut request = Vec::with_capacity(512);
         let target = format!("{}{query}", server.path);
-        encode_upgrade_request(
-            &mut request,
-            &server.authority,
-            &target,
-            key.as_str(),
-            None,
-            &[],
-        );
+        encode_upgrade_request(&mut request, &server.authority, &target, key.as_str(), None, &[]);
+        // This waits for the connection, and fails as connecting failed.
         let (result, _) = stream.write_all(request).await;
         result.map_err(lost)?;
 
@@ -270,25 +236,23 @@ impl Opener {
         if self.greeting == Greeting::Welcome {
             self.await_welcome(&mut stream, &mut surplus).await?;
         }
+        Ok(Opened { stream, surplus, handshake })
+    }
+
+    /// What can be talked over.
+    pub(crate) fn link(&self, opened: Opened) -> Link {
         let seed = self.random.borrow_mut().next_u64();
-        Ok(Opened {
-            link: Link::new(stream, surplus, self.payload_bytes, seed),
-            handshake,
-        })
+        Link::new(opened.stream, opened.surplus, self.payload_bytes, seed)
     }
 
     /// Takes the welcome off the front of `surplus`, reading more as needed. It fits in one frame.
-    async fn await_welcome(
-        &self,
-        stream: &mut TcpStream,
-        surplus: &mut Vec<u8>,
-    ) -> Result<(), OpenError> {
+    async fn await_welcome(&self, stream: &mut TcpStream, surplus: &mut Vec<u8>) -> Result<(), OpenError> {
         loop {
             // A fresh decoder over all the bytes so far: the frame is short and nearly always whole at once.
             let mut decoder = Decoder::new(Role::Client, ENVELOPE_BYTES_MAX);
-            let decoded = decoder.decode(surplus).map_err(|_| OpenError::NoWelcome)?;
-            let consumed = decoded.consumed;
-            match decoded.event {
+            let first = decoder.decode(surplus).map_err(|_| OpenError::NoWelcome)?;
+            let consumed = first.consumed;
+            match first.event {
                 Some(Event::Text(text)) if envelope::is_welcome(text) => {
                     surplus.drain(..consumed);
                     return Ok(());
@@ -325,13 +289,16 @@ async fn read_more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<(), Op
     }
 }
 
+/// What to do with the outcome of one opening, and whether to go on.
+pub(crate) type Outcome = dyn Fn(u32, Result<Opened, OpenError>) -> ControlFlow<()>;
+
 /// Opens connections `indexes` of the run, `in_flight` at a time, until `each` has had enough.
 pub(crate) async fn open_all(
     opener: &Rc<Opener>,
     indexes: std::ops::Range<u32>,
     in_flight: u32,
     query: Rc<dyn Fn(u32) -> String>,
-    each: Rc<dyn Fn(u32, Result<Opened, OpenError>) -> ControlFlow<()>>,
+    each: Rc<Outcome>,
 ) {
     let next = Rc::new(Cell::new(indexes.start));
     let tasks: Vec<_> = (0..in_flight.min(indexes.end - indexes.start))

@@ -2,10 +2,7 @@
 //! writing half is in other hands, and leaving the choice of the port to `connect`.
 //!
 //! The one module of this program with `unsafe`.
-#![expect(
-    unsafe_code,
-    reason = "the read half hides the stream that can be polled; socket2 lacks the option"
-)]
+#![expect(unsafe_code, reason = "the read half hides the stream that can be polled; socket2 lacks the option")]
 
 use std::{io, os::fd::AsRawFd as _};
 
@@ -32,17 +29,7 @@ pub(super) fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
     // the one given; the kernel only reads it.
     let result = unsafe {
         let option = libc::IP_BIND_ADDRESS_NO_PORT;
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            option,
-            (&raw const on).cast(),
-            on_bytes,
-        )
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, option, (&raw const on).cast(), on_bytes)
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -18,19 +18,9 @@ fn write(report: &Report, text: &mut String) -> fmt::Result {
         "closed" => ", closed loop: latency counts from the send",
         _ => "",
     };
-    writeln!(
-        text,
-        "{}: {} connections{loop_kind}",
-        report.scenario,
-        grouped(report.opened)
-    )?;
+    writeln!(text, "{}: {} connections{loop_kind}", report.scenario, grouped(report.opened))?;
     let connects = &report.connects;
-    writeln!(
-        text,
-        "  connects      {}/s ({:.2} s)",
-        grouped_float(connects.per_second),
-        connects.opening_s
-    )?;
+    writeln!(text, "  connects      {}/s ({:.2} s)", grouped_float(connects.per_second), connects.opening_s)?;
     write_latency(text, "handshake", &report.handshake_us)?;
     if report.sent > 0 {
         match (report.rate.intended, report.depth) {
@@ -80,14 +70,7 @@ fn write_latency(text: &mut String, name: &str, latency: &LatencyReport) -> fmt:
     if latency.count == 0 {
         return Ok(());
     }
-    let LatencyReport {
-        p50,
-        p90,
-        p99,
-        p999,
-        max,
-        ..
-    } = latency;
+    let LatencyReport { p50, p90, p99, p999, max, .. } = latency;
     writeln!(
         text,
         "  {name:<13} p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
@@ -113,12 +96,7 @@ fn write_ledger(report: &Report, text: &mut String) -> fmt::Result {
         grouped(report.refused),
     )?;
     if let (Some(accepted), Some(unconfirmed)) = (report.accepted, report.unconfirmed) {
-        writeln!(
-            text,
-            "  confirmed     {}, {} unconfirmed",
-            grouped(accepted),
-            grouped(unconfirmed)
-        )?;
+        writeln!(text, "  confirmed     {}, {} unconfirmed", grouped(accepted), grouped(unconfirmed))?;
     }
     if report.late_sends > 0 || report.missed_slots > 0 {
         writeln!(
@@ -148,11 +126,7 @@ fn write_usage(report: &Report, text: &mut String) -> fmt::Result {
         if let Some(micros) = server.cpu_us_per_message {
             write!(text, ", {micros:.2} µs CPU per message")?;
         }
-        write!(
-            text,
-            ", {:.1} MiB resident",
-            approximate(server.rss_open_bytes) / 1_048_576.0
-        )?;
+        write!(text, ", {:.1} MiB resident", approximate(server.rss_open_bytes) / 1_048_576.0)?;
         if let Some(bytes) = server.rss_bytes_per_connection {
             write!(text, ", {bytes:.0} bytes per connection")?;
         }

@@ -19,48 +19,25 @@ use crate::{
 pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let desk = Desk::new();
     let config = &context.config;
-    let stamp = Rc::new(RefCell::new(EchoStamp::new(
-        config.payload_bytes as usize,
-        config.seed,
-    )));
+    let stamp = Rc::new(RefCell::new(EchoStamp::new(config.payload_bytes as usize, config.seed)));
     let seats: Rc<RefCell<Vec<Seat<EchoClient>>>> = Rc::default();
     let each = {
-        let (desk, seats, clock, pacing) = (
-            Rc::clone(&desk),
-            Rc::clone(&seats),
-            context.clock,
-            config.load.pacing(),
-        );
+        let (desk, seats, clock, pacing) = (Rc::clone(&desk), Rc::clone(&seats), context.clock, config.load.pacing());
         move |index, link| {
             let client = EchoClient::new(Rc::clone(&desk), Rc::clone(&stamp), index, pacing);
             seats.borrow_mut().push(seat(clock, &desk, link, client));
         }
     };
-    open_clients(
-        context,
-        &desk,
-        Greeting::None,
-        Rc::new(|_| String::new()),
-        each,
-    )
-    .await?;
+    open_clients(context, &desk, Greeting::None, Rc::new(|_| String::new()), each).await?;
     let Some(window) = context.ready().await? else {
         return Ok(desk.finish());
     };
     let seats = seats.take();
-    let outstanding = || {
-        seats
-            .iter()
-            .map(|seat| seat.caller.borrow().stream.outstanding())
-            .sum()
-    };
+    let outstanding = || seats.iter().map(|seat| seat.caller.borrow().stream.outstanding()).sum();
     talk(context, &desk, &seats, window, outstanding).await?;
     let mut tally = desk.finish();
     for seat in &seats {
-        seat.caller
-            .borrow()
-            .stream
-            .close_into(&mut tally.ledger, Acks::None);
+        seat.caller.borrow().stream.close_into(&mut tally.ledger, Acks::None);
     }
     Ok(tally)
 }
@@ -79,15 +56,7 @@ struct EchoClient {
 
 impl EchoClient {
     fn new(desk: Rc<Desk>, stamp: Rc<RefCell<EchoStamp>>, index: u32, pacing: Pacing) -> Self {
-        Self {
-            desk,
-            stamp,
-            index,
-            pacing,
-            stream: Stream::default(),
-            departures: Departures::default(),
-            arrived: 0,
-        }
+        Self { desk, stamp, index, pacing, stream: Stream::default(), departures: Departures::default(), arrived: 0 }
     }
 
     /// Enters an arrival into the ledger.
@@ -147,18 +116,12 @@ impl Caller for EchoClient {
             return;
         }
         self.desk.received.set(self.desk.received.get() + arrived);
-        self.desk
-            .recorder
-            .borrow_mut()
-            .record_arrivals(arrived, now);
+        self.desk.recorder.borrow_mut().record_arrivals(arrived, now);
         if self.pacing == Pacing::ClosedLoop && now < self.desk.sends_until.get() {
             for _ in 0..arrived {
                 self.queue(now, now, outbox);
             }
-            self.desk
-                .recorder
-                .borrow_mut()
-                .record_closed_sends(arrived, now);
+            self.desk.recorder.borrow_mut().record_closed_sends(arrived, now);
         }
     }
 }

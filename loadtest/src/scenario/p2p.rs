@@ -27,25 +27,13 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let exchange = Rc::new(Exchange::new(context, &desk));
     let seats: Rc<RefCell<Vec<Seat<PeerClient>>>> = Rc::default();
     let each = {
-        let (desk, exchange, seats, clock) = (
-            Rc::clone(&desk),
-            Rc::clone(&exchange),
-            Rc::clone(&seats),
-            context.clock,
-        );
+        let (desk, exchange, seats, clock) = (Rc::clone(&desk), Rc::clone(&exchange), Rc::clone(&seats), context.clock);
         move |index, link| {
             let client = PeerClient::new(Rc::clone(&exchange), ClientIndex(index));
             seats.borrow_mut().push(seat(clock, &desk, link, client));
         }
     };
-    open_clients(
-        context,
-        &desk,
-        Greeting::Welcome,
-        connect_query(context),
-        each,
-    )
-    .await?;
+    open_clients(context, &desk, Greeting::Welcome, connect_query(context), each).await?;
     let Some(window) = context.ready().await? else {
         return Ok(desk.finish());
     };
@@ -80,19 +68,11 @@ impl Exchange {
         let config = &context.config;
         let run = RunId::from_seed(config.seed);
         let acks = |are_asked: bool| {
-            if are_asked {
-                Acks::Requested
-            } else {
-                Acks::None
-            }
+            if are_asked { Acks::Requested } else { Acks::None }
         };
         Self {
             desk: Rc::clone(desk),
-            template: RefCell::new(MessageTemplate::new(
-                config.payload_bytes as usize,
-                run,
-                config.seed,
-            )),
+            template: RefCell::new(MessageTemplate::new(config.payload_bytes as usize, run, config.seed)),
             streams: RefCell::new(context.clients().map(|_| Stream::default()).collect()),
             first: ClientIndex(context.clients().start),
             pacing: config.load.pacing(),
@@ -102,11 +82,7 @@ impl Exchange {
     }
 
     /// Applies `entry` to the stream of `sender`; `None` if that is no client of this worker.
-    fn with_stream<T>(
-        &self,
-        sender: ClientIndex,
-        entry: impl FnOnce(&mut Stream) -> T,
-    ) -> Option<T> {
+    fn with_stream<T>(&self, sender: ClientIndex, entry: impl FnOnce(&mut Stream) -> T) -> Option<T> {
         let index = usize::try_from(sender.0.checked_sub(self.first.0)?).ok()?;
         self.streams.borrow_mut().get_mut(index).map(entry)
     }
@@ -153,18 +129,8 @@ impl PeerClient {
         let sequence = exchange.with_stream(self.index, Stream::send);
         let sequence = sequence.expect("the worker's own clients have streams");
         let late = u32::try_from(now.saturating_sub(due)).unwrap_or(u32::MAX);
-        let stamp = Stamp {
-            sender: self.index,
-            sequence,
-            due,
-            late,
-        };
-        outbox.text(
-            exchange
-                .template
-                .borrow_mut()
-                .compose(stamp, peer_of(self.index)),
-        );
+        let stamp = Stamp { sender: self.index, sequence, due, late };
+        outbox.text(exchange.template.borrow_mut().compose(stamp, peer_of(self.index)));
         if exchange.sender_acks == Acks::Requested {
             self.departures.push(Departure { due, sent: now });
         }
@@ -174,15 +140,8 @@ impl PeerClient {
     /// Enters a delivery into the ledger.
     fn account(&mut self, payload: Option<&str>, now: Nanos) {
         let exchange = &*self.exchange;
-        let verified =
-            payload.and_then(|payload| exchange.template.borrow().verify(payload.as_bytes()));
-        let Some(Stamp {
-            sender,
-            sequence,
-            due,
-            late,
-        }) = verified
-        else {
+        let verified = payload.and_then(|payload| exchange.template.borrow().verify(payload.as_bytes()));
+        let Some(Stamp { sender, sequence, due, late }) = verified else {
             exchange.desk.tally.borrow_mut().ledger.corrupt += 1;
             return;
         };
@@ -190,10 +149,7 @@ impl PeerClient {
             exchange.desk.tally.borrow_mut().ledger.misdelivered += 1;
             return;
         }
-        match exchange
-            .with_stream(sender, |stream| stream.receive(sequence))
-            .flatten()
-        {
+        match exchange.with_stream(sender, |stream| stream.receive(sequence)).flatten() {
             None => exchange.desk.tally.borrow_mut().ledger.corrupt += 1,
             Some(Insert::Repeat) => {}
             Some(Insert::Newest | Insert::Behind) => {
@@ -210,40 +166,25 @@ impl PeerClient {
     /// The server confirmed one of our messages.
     fn confirm(&mut self, msg_id: Option<&str>, now: Nanos) {
         let sequence = msg_id.and_then(|msg_id| sequence_of(msg_id.as_bytes(), self.index));
-        let confirm = |sequence| {
-            self.exchange
-                .with_stream(self.index, |stream| stream.accept(sequence))
-                .flatten()
-        };
+        let confirm = |sequence| self.exchange.with_stream(self.index, |stream| stream.accept(sequence)).flatten();
         if sequence.and_then(confirm).is_none() {
-            count(
-                &mut self.exchange.desk.tally.borrow_mut().error_replies,
-                "ack of a message never sent",
-            );
+            count(&mut self.exchange.desk.tally.borrow_mut().error_replies, "ack of a message never sent");
             return;
         }
         if let Some(departure) = sequence.and_then(|sequence| self.departures.take(sequence)) {
-            self.exchange
-                .desk
-                .recorder
-                .borrow_mut()
-                .record_ack(departure.due, now);
+            self.exchange.desk.recorder.borrow_mut().record_ack(departure.due, now);
         }
     }
 
     /// The server refused something.
     fn note_error(&mut self, code: Option<&str>, msg_id: Option<&str>) {
         let code = code.unwrap_or("without a code");
-        count(
-            &mut self.exchange.desk.tally.borrow_mut().error_replies,
-            code,
-        );
+        count(&mut self.exchange.desk.tally.borrow_mut().error_replies, code);
         let sequence = msg_id.and_then(|msg_id| sequence_of(msg_id.as_bytes(), self.index));
         if let Some(sequence) = sequence
             && code != CODE_UNCONFIRMED
         {
-            self.exchange
-                .with_stream(self.index, |stream| stream.refuse(sequence));
+            self.exchange.with_stream(self.index, |stream| stream.refuse(sequence));
         }
     }
 }
@@ -265,31 +206,14 @@ impl Caller for PeerClient {
             Message::Binary(_) => None,
         };
         match incoming {
-            Some(Incoming {
-                kind: "message",
-                payload,
-                offset,
-                ..
-            }) => {
+            Some(Incoming { kind: "message", payload, offset, .. }) => {
                 self.account(payload, now);
                 self.to_acknowledge = offset.max(self.to_acknowledge);
             }
-            Some(Incoming {
-                kind: "ack",
-                msg_id,
-                ..
-            }) => self.confirm(msg_id, now),
-            Some(Incoming {
-                kind: "error",
-                code,
-                msg_id,
-                ..
-            }) => self.note_error(code, msg_id),
+            Some(Incoming { kind: "ack", msg_id, .. }) => self.confirm(msg_id, now),
+            Some(Incoming { kind: "error", code, msg_id, .. }) => self.note_error(code, msg_id),
             // Advice to reconnect is followed by a close, which is counted.
-            Some(Incoming {
-                kind: "reconnect" | "pong",
-                ..
-            }) => {}
+            Some(Incoming { kind: "reconnect" | "pong", .. }) => {}
             Some(_) | None => self.exchange.desk.tally.borrow_mut().ledger.corrupt += 1,
         }
         self.unescaped = unescaped;
@@ -300,8 +224,7 @@ impl Caller for PeerClient {
         if let (Acks::Requested, Some(offset)) = (self.exchange.receiver_acks, to_acknowledge) {
             // Cumulative: one for all that this read brought.
             self.ack_text.clear();
-            write!(self.ack_text, r#"{{"type":"ack","offset":{offset}}}"#)
-                .expect("writing to a vector cannot fail");
+            write!(self.ack_text, r#"{{"type":"ack","offset":{offset}}}"#).expect("writing to a vector cannot fail");
             outbox.text(&self.ack_text);
         }
         let arrived = std::mem::take(&mut self.arrived);

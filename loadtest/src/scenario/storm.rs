@@ -10,7 +10,7 @@ use super::{Desk, connect_query, idle::hold, opener, wait_until};
 use crate::{
     client::{
         BufferPool,
-        open::{Greeting, Leaving, Opened, Opener},
+        open::{Greeting, Leaving, Opener},
     },
     clock::Nanos,
     config::AfterHandshake,
@@ -41,13 +41,9 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
         under_way: Cell::new(0),
     });
     let now = context.clock.now();
-    context
-        .ticker
-        .wait(Duration::from_nanos(window.start.saturating_sub(now)))
-        .await?;
+    context.ticker.wait(Duration::from_nanos(window.start.saturating_sub(now))).await?;
     let rate = context.config.load.rate();
-    let schedule =
-        rate.map(|rate| Schedule::new(rate, window.start, window.end, context.index, storm.step));
+    let schedule = rate.map(|rate| Schedule::new(rate, window.start, window.end, context.index, storm.step));
     storm.rage(context, window.end, schedule).await?;
     if context.is_stopped() {
         desk.cut_short(context.clock.now());
@@ -80,19 +76,11 @@ struct Storm {
 
 impl Storm {
     /// Starts attempts until `end`.
-    async fn rage(
-        self: &Rc<Self>,
-        context: &Context,
-        end: Nanos,
-        mut schedule: Option<Schedule>,
-    ) -> io::Result<()> {
+    async fn rage(self: &Rc<Self>, context: &Context, end: Nanos, mut schedule: Option<Schedule>) -> io::Result<()> {
         let in_flight = context.config.in_flight;
         loop {
             let now = context.clock.now();
-            if now >= end
-                || context.is_stopped()
-                || self.left.get() == 0 && self.under_way.get() == 0
-            {
+            if now >= end || context.is_stopped() || self.left.get() == 0 && self.under_way.get() == 0 {
                 return Ok(());
             }
             let wait = if let Some(schedule) = &mut schedule {
@@ -104,9 +92,7 @@ impl Storm {
                         self.desk.recorder.borrow_mut().record_missed(due);
                     }
                 }
-                schedule.peek().map_or(TICK_MAX, |due| {
-                    Duration::from_nanos(due.saturating_sub(now))
-                })
+                schedule.peek().map_or(TICK_MAX, |due| Duration::from_nanos(due.saturating_sub(now)))
             } else {
                 // A chain ends with the first attempt that fails: the next begins here, so that a server that
                 // refuses at once does not keep this thread from everything else.
@@ -164,9 +150,9 @@ impl Storm {
         let opened = self.opener.open(index, &(self.query)(index)).await;
         let now = self.opener.clock.now();
         match opened {
-            Ok(Opened { link, handshake }) => {
+            Ok(opened) => {
                 // With an intended time the wait for our own turn counts as well.
-                let handshake = due.map_or(handshake, |due| now.saturating_sub(due));
+                let handshake = due.map_or(opened.handshake, |due| now.saturating_sub(due));
                 let recorder = &mut *self.desk.recorder.borrow_mut();
                 if recorder.window().is_measured(now) {
                     recorder.record_handshake(handshake);
@@ -176,17 +162,16 @@ impl Storm {
                 self.desk.tally.borrow_mut().opened += 1;
                 self.progress.opened.fetch_add(1, Relaxed);
                 match self.after_handshake {
-                    AfterHandshake::Hold => hold(&self.desk, link, &self.pool, self.opener.clock),
-                    AfterHandshake::Close => drop(link),
+                    AfterHandshake::Hold => {
+                        hold(&self.desk, self.opener.link(opened), &self.pool, self.opener.clock);
+                    }
+                    AfterHandshake::Close => drop(opened),
                 }
                 true
             }
             Err(error) => {
                 self.progress.failed.fetch_add(1, Relaxed);
-                count(
-                    &mut self.desk.tally.borrow_mut().open_failures,
-                    &error.to_string(),
-                );
+                count(&mut self.desk.tally.borrow_mut().open_failures, &error.to_string());
                 false
             }
         }

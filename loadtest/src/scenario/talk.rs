@@ -87,13 +87,7 @@ pub(super) async fn talk<C: Caller>(
             keep_watch(context, desk, window).await?;
         }
         (_, Some(rate)) => {
-            let schedule = Schedule::new(
-                rate,
-                window.start,
-                window.end,
-                context.index,
-                context.config.workers(),
-            );
+            let schedule = Schedule::new(rate, window.start, window.end, context.index, context.config.workers());
             follow_schedule(context, desk, seats, schedule).await?;
         }
         (_, None) => keep_watch(context, desk, window).await?,
@@ -101,10 +95,7 @@ pub(super) async fn talk<C: Caller>(
     if context.is_stopped() {
         desk.cut_short(context.clock.now());
     }
-    wait_until(context, context.config.drain, || {
-        outstanding() == 0 || desk.live.get() == 0
-    })
-    .await?;
+    wait_until(context, context.config.drain, || outstanding() == 0 || desk.live.get() == 0).await?;
     desk.publish(context);
     for seat in seats {
         seat.sender.close();
@@ -115,10 +106,7 @@ pub(super) async fn talk<C: Caller>(
 async fn wait_for_start(context: &Context, window: Window) -> io::Result<()> {
     let now = context.clock.now();
     if now < window.start {
-        context
-            .ticker
-            .wait(Duration::from_nanos(window.start - now))
-            .await?;
+        context.ticker.wait(Duration::from_nanos(window.start - now)).await?;
     }
     Ok(())
 }
@@ -144,10 +132,7 @@ async fn keep_watch(context: &Context, desk: &Desk, window: Window) -> io::Resul
             return Ok(());
         }
         desk.publish(context);
-        context
-            .ticker
-            .wait(PACING_INTERVAL_MAX.min(Duration::from_nanos(window.end - now)))
-            .await?;
+        context.ticker.wait(PACING_INTERVAL_MAX.min(Duration::from_nanos(window.end - now))).await?;
     }
 }
 
@@ -167,13 +152,8 @@ async fn follow_schedule<C: Caller>(
         while let Some(due) = schedule.take_due(now) {
             let seat = turns.next().map(|turn| &seats[turn]);
             match seat {
-                Some(seat)
-                    if seat.sender.is_open()
-                        && seat.sender.outbox().queued_bytes() < OUTBOX_BYTES_MAX =>
-                {
-                    seat.caller
-                        .borrow_mut()
-                        .send(due, now, &mut seat.sender.outbox());
+                Some(seat) if seat.sender.is_open() && seat.sender.outbox().queued_bytes() < OUTBOX_BYTES_MAX => {
+                    seat.caller.borrow_mut().send(due, now, &mut seat.sender.outbox());
                     seat.sender.flush_soon();
                 }
                 _ => desk.recorder.borrow_mut().record_missed(due),
@@ -181,10 +161,7 @@ async fn follow_schedule<C: Caller>(
         }
         desk.publish(context);
         let wait = Duration::from_nanos(next_due.saturating_sub(now));
-        context
-            .ticker
-            .wait(wait.clamp(PACING_INTERVAL_MIN, PACING_INTERVAL_MAX))
-            .await?;
+        context.ticker.wait(wait.clamp(PACING_INTERVAL_MIN, PACING_INTERVAL_MAX)).await?;
     }
     Ok(())
 }
@@ -236,10 +213,7 @@ mod tests {
     fn departures(count: u64) -> Departures {
         let mut departures = Departures::default();
         for time in 0..count {
-            departures.push(Departure {
-                due: time,
-                sent: time,
-            });
+            departures.push(Departure { due: time, sent: time });
         }
         departures
     }
@@ -247,22 +221,11 @@ mod tests {
     #[test]
     fn departures_are_found_in_any_order_and_once() {
         let mut departures = departures(5);
-        for (sequence, expected) in [
-            (2, true),
-            (2, false),
-            (0, true),
-            (0, false),
-            (1, true),
-            (9, false),
-            (3, true),
-            (4, true),
-        ] {
+        for (sequence, expected) in
+            [(2, true), (2, false), (0, true), (0, false), (1, true), (9, false), (3, true), (4, true)]
+        {
             let found = departures.take(sequence);
-            assert_eq!(
-                found.map(|departure| departure.due),
-                expected.then_some(sequence),
-                "{sequence}"
-            );
+            assert_eq!(found.map(|departure| departure.due), expected.then_some(sequence), "{sequence}");
         }
         assert!(departures.times.is_empty());
     }

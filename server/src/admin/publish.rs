@@ -156,6 +156,7 @@ fn post(
         wants_ack: true,
         ts_ms: 0,
         ttl_ms: message.ttl_ms,
+        hops: 0,
     };
     let order = Order::Publish { posted: Box::new(posted), reply: reply.clone(), index };
     let outcome = office.node.order(office.node.home_of(hash), order, deadline).err().map(|_| {

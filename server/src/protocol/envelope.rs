@@ -22,7 +22,7 @@ impl PayloadField {
     }
 }
 
-/// The fields of a message to deliver. Ids are plain text, the payload is JSON already.
+/// The fields of a message to deliver, all of them JSON already: names and ids are the insides of strings.
 #[derive(Debug, Clone, Copy)]
 pub struct Envelope<'a> {
     /// The sender's name for the message.
@@ -49,11 +49,11 @@ impl Envelope<'_> {
     /// Appends the whole WebSocket frame that delivers this message at `offset`.
     pub fn write_frame(&self, out: &mut Vec<u8>, offset: u64) {
         let json_bytes = HEAD.len()
-            + json::escaped_bytes(self.msg_id)
+            + self.msg_id.len()
             + FROM.len()
-            + json::escaped_bytes(self.from)
+            + self.from.len()
             + TO.len()
-            + json::escaped_bytes(self.to)
+            + self.to.len()
             + self.field.key().len()
             + self.payload.len()
             + OFFSET.len()
@@ -93,11 +93,11 @@ impl Envelope<'_> {
     /// Appends what [`Envelope::body_of_frame`] would find in the frame of this message.
     pub(crate) fn write_body(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(HEAD);
-        json::write_escaped(out, self.msg_id);
+        out.extend_from_slice(self.msg_id.as_bytes());
         out.extend_from_slice(FROM);
-        json::write_escaped(out, self.from);
+        out.extend_from_slice(self.from.as_bytes());
         out.extend_from_slice(TO);
-        json::write_escaped(out, self.to);
+        out.extend_from_slice(self.to.as_bytes());
         out.extend_from_slice(self.field.key());
         out.extend_from_slice(self.payload.as_bytes());
     }
@@ -132,18 +132,27 @@ fn text_of_frame(frame: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use sonic_rs::{JsonContainerTrait, JsonValueTrait};
+
     use super::*;
 
     #[test]
     fn the_frame_holds_the_envelope_whatever_the_ids() {
         for (msg_id, from, to) in [("m1", "a", "b"), ("\"", "a\\", "zoë"), ("m", "a\"\"", "😀")] {
             for payload in ["1", "\"x\\ny\"", r#"{"k":[true,null]}"#] {
-                let envelope =
-                    Envelope { msg_id, from, to, field: PayloadField::Payload, payload, ts_ms: 1_700_000_000_000 };
+                let (escaped_msg_id, escaped_from, escaped_to) =
+                    (json::escape(msg_id), json::escape(from), json::escape(to));
+                let envelope = Envelope {
+                    msg_id: &escaped_msg_id,
+                    from: &escaped_from,
+                    to: &escaped_to,
+                    field: PayloadField::Payload,
+                    payload,
+                    ts_ms: 1_700_000_000_000,
+                };
                 let mut frame = Vec::new();
                 envelope.write_frame(&mut frame, 42);
                 let value: sonic_rs::Value = sonic_rs::from_slice(text_of_frame(&frame)).unwrap();
-                use sonic_rs::{JsonContainerTrait, JsonValueTrait};
                 assert_eq!(value["type"].as_str(), Some("message"));
                 assert_eq!(value["msgId"].as_str(), Some(msg_id));
                 assert_eq!(value["from"].as_str(), Some(from));
@@ -156,9 +165,7 @@ mod tests {
                 let mut again = Vec::new();
                 Envelope::frame_of_body(body, 42, envelope.ts_ms, &mut again);
                 assert_eq!(again, frame);
-                let mut name = Vec::new();
-                json::write_escaped(&mut name, msg_id);
-                assert_eq!(Envelope::msg_id_of_frame(&frame).as_bytes(), name);
+                assert_eq!(Envelope::msg_id_of_frame(&frame), escaped_msg_id);
             }
         }
     }

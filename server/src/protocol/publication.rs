@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use sonic_rs::LazyValue;
 
-use super::request::{Fields, malformed, parse_message};
+use super::request::{Fields, malformed, parse_message, present};
 use super::{ClientId, ErrorCode, Outgoing, Refusal, json};
 
 /// Who a message is from when its publisher does not say.
@@ -40,9 +40,9 @@ struct PublicationFields<'a> {
     msg_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     to_client_id: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     payload_json: Option<LazyValue<'a>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "present")]
     payload: Option<LazyValue<'a>>,
     #[serde(default)]
     ttl_ms: Option<u64>,
@@ -84,7 +84,7 @@ fn parse_publication(text: &str, payload_bytes_max: usize) -> Result<Publication
         return Err(malformed("not a JSON object of this protocol"));
     };
     if json::has_lone_surrogate(text) {
-        return Err(malformed("lone surrogate in a string"));
+        return Err(Refusal { msg_id: fields.msg_id, ..malformed("lone surrogate in a string") });
     }
     let from = fields.from.unwrap_or(Cow::Borrowed(PUBLISHER));
     if ClientId::check(&from).is_err() {
@@ -94,9 +94,9 @@ fn parse_publication(text: &str, payload_bytes_max: usize) -> Result<Publication
     let message = Fields {
         kind: Cow::Borrowed("message"),
         msg_id: fields.msg_id,
-        to_client_id: fields.to_client_id,
-        payload_json: fields.payload_json,
-        payload: fields.payload,
+        to: fields.to_client_id,
+        payload_json: fields.payload_json.map(|value| value.as_raw_cow()),
+        payload: fields.payload.map(|value| value.as_raw_cow()),
         ack: None,
         ttl_ms: fields.ttl_ms,
         offset: None,
@@ -155,6 +155,7 @@ mod tests {
         assert_eq!(publication.message.payload, r#"{"a":1}"#);
         assert_eq!(publication.message.msg_id.as_deref(), Some("m"));
         assert_eq!(publication.message.ttl_ms, Some(9));
+        assert_eq!(one(r#"{"toClientId":"b","payload":null}"#).unwrap().message.payload, "null");
         let publication = one(r#"{"toClientId":"b","payloadJson":"x"}"#).unwrap();
         assert_eq!((&*publication.from, publication.message.field), (PUBLISHER, PayloadField::PayloadJson));
     }

@@ -197,8 +197,8 @@ mod tests {
         let mut out = b"before".to_vec();
         write(&mut out);
         let mut decoder = Decoder::new(Role::Client, 10_000);
-        let decoded = decoder.decode(&mut out[6..]).unwrap();
-        assert_eq!(decoded.event, Some(Event::Text(expected)));
+        let frame = decoder.decode(&mut out[6..]).unwrap();
+        assert_eq!(frame.event, Some(Event::Text(expected)));
     }
 
     #[test]

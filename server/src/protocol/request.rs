@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
-use sonic_rs::{JsonValueTrait, LazyValue};
+use sonic_rs::LazyValue;
 
 use super::envelope::PayloadField;
 use super::json;
+use super::scan::scan;
 use super::{ClientId, ErrorCode};
 
 /// The longest `msgId`, in bytes of UTF-8.
@@ -53,25 +54,58 @@ pub struct Refusal<'a> {
     pub msg_id: Option<Cow<'a, str>>,
 }
 
+/// The fields of a client's message as they stand in its text, not yet judged. Values are raw JSON.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Fields<'a> {
+    pub kind: Cow<'a, str>,
+    pub msg_id: Option<Cow<'a, str>>,
+    pub to: Option<Cow<'a, str>>,
+    pub payload_json: Option<Cow<'a, str>>,
+    pub payload: Option<Cow<'a, str>>,
+    pub ack: Option<Cow<'a, str>>,
+    pub ttl_ms: Option<u64>,
+    pub offset: Option<u64>,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Fields<'a> {
+struct PlainFields<'a> {
     #[serde(borrow, rename = "type")]
-    pub(super) kind: Cow<'a, str>,
+    kind: Cow<'a, str>,
     #[serde(borrow, default)]
-    pub(super) msg_id: Option<Cow<'a, str>>,
+    msg_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    pub(super) to_client_id: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    pub(super) payload_json: Option<LazyValue<'a>>,
-    #[serde(borrow, default)]
-    pub(super) payload: Option<LazyValue<'a>>,
-    #[serde(borrow, default)]
-    pub(super) ack: Option<LazyValue<'a>>,
+    to_client_id: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    payload_json: Option<LazyValue<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    payload: Option<LazyValue<'a>>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    ack: Option<LazyValue<'a>>,
     #[serde(default)]
-    pub(super) ttl_ms: Option<u64>,
+    ttl_ms: Option<u64>,
     #[serde(default)]
-    pub(super) offset: Option<u64>,
+    offset: Option<u64>,
+}
+
+/// A value that is there, `null` included: a payload may be that.
+pub(super) fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<LazyValue<'de>>, D::Error> {
+    LazyValue::deserialize(deserializer).map(Some)
+}
+
+/// The fields of `text` by the plain way; the text must not nest too deep.
+pub(super) fn plain_fields(text: &str) -> Option<Fields<'_>> {
+    let fields: PlainFields<'_> = sonic_rs::from_str(text).ok()?;
+    Some(Fields {
+        kind: fields.kind,
+        msg_id: fields.msg_id,
+        to: fields.to_client_id,
+        payload_json: fields.payload_json.map(|value| value.as_raw_cow()),
+        payload: fields.payload.map(|value| value.as_raw_cow()),
+        ack: fields.ack.map(|value| value.as_raw_cow()),
+        ttl_ms: fields.ttl_ms,
+        offset: fields.offset,
+    })
 }
 
 /// Reads one text message of a client. `payload_bytes_max` caps the payload.
@@ -79,15 +113,17 @@ pub(super) struct Fields<'a> {
 /// # Errors
 /// Says what the client is told; the connection lives on.
 pub fn parse(text: &str, payload_bytes_max: usize) -> Result<ClientRequest<'_>, Refusal<'_>> {
-    if json::is_too_deep(text) {
-        return Err(malformed("nested too deep"));
-    }
-    let Ok(fields) = sonic_rs::from_str::<Fields<'_>>(text) else {
-        return Err(malformed("not a JSON object of this protocol"));
+    let fields = match scan(text) {
+        Some(fields) => fields,
+        None if json::is_too_deep(text) => return Err(malformed("nested too deep")),
+        None => {
+            let fields = plain_fields(text).ok_or_else(|| malformed("not a JSON object of this protocol"))?;
+            if json::has_lone_surrogate(text) {
+                return Err(Refusal { msg_id: fields.msg_id, ..malformed("lone surrogate in a string") });
+            }
+            fields
+        }
     };
-    if json::has_lone_surrogate(text) {
-        return Err(malformed("lone surrogate in a string"));
-    }
     match &*fields.kind {
         "message" => parse_message(fields, payload_bytes_max).map(ClientRequest::Message),
         "ack" => match (fields.offset, fields.msg_id) {
@@ -106,29 +142,26 @@ pub(super) fn parse_message(fields: Fields<'_>, payload_bytes_max: usize) -> Res
     if msg_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > MSG_ID_BYTES_MAX) {
         return Err(malformed("msgId is not 1 to 128 bytes"));
     }
-    let Some(to) = fields.to_client_id else {
+    let Some(to) = fields.to else {
         return refuse(ErrorCode::Malformed, "toClientId is missing", msg_id);
     };
     if ClientId::check(&to).is_err() {
         return refuse(ErrorCode::Malformed, "toClientId is not 1 to 128 bytes without control characters", msg_id);
     }
     let (field, payload) = match (fields.payload_json, fields.payload) {
-        (Some(text), None) if text.is_str() => (PayloadField::PayloadJson, text),
+        (Some(text), None) if text.starts_with('"') => (PayloadField::PayloadJson, text),
         (Some(_), None) => return refuse(ErrorCode::Malformed, "payloadJson is not a string", msg_id),
         (None, Some(value)) => (PayloadField::Payload, value),
         (None, None) => return refuse(ErrorCode::Malformed, "payload is missing", msg_id),
         (Some(_), Some(_)) => return refuse(ErrorCode::Malformed, "both payload and payloadJson", msg_id),
     };
-    let payload = payload.as_raw_cow();
     if payload.len() > payload_bytes_max {
         return refuse(ErrorCode::TooLarge, "payload is over the message limit", msg_id);
     }
-    let wants_ack = match fields.ack {
-        None => false,
-        Some(value) => match value.as_bool() {
-            Some(flag) => flag,
-            None => return refuse(ErrorCode::Malformed, "ack is neither true nor false", msg_id),
-        },
+    let wants_ack = match fields.ack.as_deref() {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return refuse(ErrorCode::Malformed, "ack is neither true nor false", msg_id),
     };
     Ok(Outgoing { msg_id, to, field, payload, wants_ack, ttl_ms: fields.ttl_ms })
 }
@@ -157,6 +190,17 @@ mod tests {
         assert_eq!(message.payload, r#"{"a" : [1,"\u00e9"]}"#);
         assert!(message.wants_ack);
         assert_eq!(message.ttl_ms, Some(5));
+    }
+
+    #[test]
+    fn null_is_a_payload_like_any_other() {
+        for text in [
+            r#"{"type":"message","toClientId":"b","payload":null}"#,
+            r#"{"type":"message","toClientId":"b","payload":null,"x":"\u0041"}"#,
+        ] {
+            let Ok(ClientRequest::Message(message)) = parse(text, LIMIT) else { panic!("refused") };
+            assert_eq!(message.payload, "null");
+        }
     }
 
     #[test]
@@ -195,6 +239,8 @@ mod tests {
             r#"{"type":"message","toClientId":"b","payloadJson":1}"#,
             r#"{"type":"message","toClientId":"b","payload":1,"payloadJson":"1"}"#,
             r#"{"type":"message","toClientId":"b","payload":1,"ack":"yes"}"#,
+            r#"{"type":"message","toClientId":"b","payload":1,"ack":null}"#,
+            r#"{"type":"message","toClientId":"b","payloadJson":null}"#,
             r#"{"type":"message","toClientId":"b","payload":"\ud800"}"#,
             r#"{"type":"message","toClientId":"b","payload":01}"#,
             r#"{"type":"message","toClientId":"b","payload":[1,]}"#,

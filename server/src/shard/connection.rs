@@ -64,6 +64,7 @@ pub(super) struct Held {
 }
 
 /// A busy connection's belongings.
+#[expect(clippy::struct_excessive_bools, reason = "facts that hold or not, in any combination")]
 pub(super) struct Active {
     pub waker: Option<Waker>,
     pub decoder: Decoder,

@@ -2,7 +2,10 @@
 
 use std::task::Poll;
 
-use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, write_escaped};
+use ring::NodeId;
+
+use crate::bus::Unpublished;
+use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, escape};
 use crate::routing::{Route, route};
 use crate::store::{Appended, BufferFull, Room, Store};
 
@@ -14,13 +17,22 @@ use super::session::{Accepted, Inbound};
 use super::slab::Key;
 use super::state::State;
 
+/// Nodes that may send a message on; then it is kept where it is.
+const HOPS_MAX: u8 = 3;
+
 /// What a sender is told of its message: accepted how, or refused why.
 type Outcome = Result<AckStatus, (ErrorCode, &'static str)>;
 
 /// A message as its recipient's home shard gets it.
 struct Arrival<'a> {
     inbound: Inbound<'a>,
+    // Plain text, as against the envelope's.
+    msg_id: &'a str,
+    from: &'a str,
+    to: &'a str,
     hash: u64,
+    // How many nodes it has been sent on by.
+    hops: u8,
 }
 
 impl State {
@@ -49,20 +61,13 @@ impl State {
         }
         let sender = session.hash();
         let assigned;
-        let msg_id = match message.msg_id.as_deref() {
-            Some(msg_id) => msg_id,
-            None => {
-                self.names += 1;
-                assigned = format!("n-{:x}-{:x}-{:x}", self.clock.started_ms, self.index, self.names);
-                &assigned
-            }
-        };
-        if route(self.ring.load().map(|ring| &**ring), &self.settings.node_id, hash) != Route::Here {
-            // No bus yet reaches another node: the recipient's buffer is here until one does.
-            self.counters.unresolved.add(1);
+        let msg_id = if let Some(msg_id) = message.msg_id.as_deref() {
+            msg_id
         } else {
-            self.counters.resolved_local.add(1);
-        }
+            self.names += 1;
+            assigned = format!("n-{:x}-{:x}-{:x}", self.clock.started_ms, self.index, self.names);
+            &assigned
+        };
         let home = self.home_of(hash);
         if home != self.index {
             let from = self.sessions.get(key).map_or("", |session| session.id().as_str());
@@ -78,6 +83,7 @@ impl State {
                 wants_ack,
                 ts_ms: self.clock.wall_ms,
                 ttl_ms: message.ttl_ms,
+                hops: 0,
             };
             return self.post(home, Mail::Message(Box::new(posted)));
         }
@@ -88,11 +94,12 @@ impl State {
         let Some(place) = from.get_mut(..id.len()) else { return };
         place.copy_from_slice(id.as_bytes());
         let from = std::str::from_utf8(place).unwrap_or_default();
+        let escaped_msg_id = escape(msg_id);
         let inbound = Inbound {
             envelope: Envelope {
-                msg_id,
-                from,
-                to: &message.to,
+                msg_id: &escaped_msg_id,
+                from: &escape(from),
+                to: &escape(&message.to),
                 field: message.field,
                 payload: &message.payload,
                 ts_ms: self.clock.wall_ms,
@@ -103,7 +110,7 @@ impl State {
             identity: identity(sender, msg_id),
             expires_ms: self.expiry(self.clock.wall_ms, message.ttl_ms),
         };
-        let outcome = self.deliver(&Arrival { inbound, hash });
+        let outcome = self.deliver(&Arrival { inbound, msg_id, from, to: &message.to, hash, hops: 0 });
         if let Some(outcome) = outcome
             && (wants_ack || outcome.is_err())
         {
@@ -113,9 +120,7 @@ impl State {
             match outcome {
                 Ok(status) => {
                     self.counters.acks_sent.add(1);
-                    let mut escaped = Vec::with_capacity(msg_id.len());
-                    write_escaped(&mut escaped, msg_id);
-                    Replies::ack(replies, std::str::from_utf8(&escaped).unwrap_or_default(), status);
+                    Replies::ack(replies, &escaped_msg_id, status);
                 }
                 Err((code, reason)) => Replies::error(replies, code, reason, Some(msg_id)),
             }
@@ -129,14 +134,15 @@ impl State {
 
     /// A message that another shard, or a publisher, sent to a client whose home is here.
     pub(super) fn on_message(&mut self, posted: &Posted) {
+        let escaped_msg_id = escape(&posted.msg_id);
         let inbound = Inbound {
             envelope: Envelope {
-                msg_id: &posted.msg_id,
-                from: &posted.from,
-                to: &posted.to,
+                msg_id: &escaped_msg_id,
+                from: &escape(&posted.from),
+                to: &escape(&posted.to),
                 field: posted.field,
                 payload: &posted.payload,
-                ts_ms: posted.ts_ms.max(1),
+                ts_ms: posted.ts_ms,
             },
             origin: posted.origin,
             wants_ack: posted.wants_ack,
@@ -144,14 +150,18 @@ impl State {
             identity: identity(posted.sender, &posted.msg_id),
             expires_ms: self.expiry(posted.ts_ms, posted.ttl_ms),
         };
-        let outcome = self.deliver(&Arrival { inbound, hash: posted.hash });
+        let outcome = self.deliver(&Arrival {
+            inbound,
+            msg_id: &posted.msg_id,
+            from: &posted.from,
+            to: &posted.to,
+            hash: posted.hash,
+            hops: posted.hops,
+        });
         if let Some(outcome) = outcome {
-            let mut escaped = Vec::with_capacity(posted.msg_id.len());
-            write_escaped(&mut escaped, &posted.msg_id);
-            let msg_id = std::str::from_utf8(&escaped).unwrap_or_default();
             match outcome {
                 Ok(_) if !posted.wants_ack => {}
-                outcome => self.answer(posted.origin, msg_id, outcome),
+                outcome => self.answer(posted.origin, &escaped_msg_id, outcome),
             }
         }
     }
@@ -159,19 +169,22 @@ impl State {
     /// Delivers to the session, or keeps for later; none while the answer is still open.
     fn deliver(&mut self, arrival: &Arrival<'_>) -> Option<Outcome> {
         let inbound = &arrival.inbound;
-        let to = inbound.envelope.to;
+        let to = arrival.to;
         let accepted = if let Some(key) = self.find_session(arrival.hash, to) {
             let session = self.sessions.get_mut(key)?;
-            let connection = session.connection;
             let accepted = session.accept(inbound, &mut self.store, self.settings.session, &mut self.answers);
-            if accepted == Accepted::Queued {
+            if accepted == Accepted::Queued
+                && let Some(connection) = self.connection_of(key)
+            {
                 self.wake(connection);
             }
             accepted
+        } else if let Some(node) = self.elsewhere(arrival) {
+            return Some(self.relay(&node, arrival));
         } else {
             match self.store.append(to, inbound.keep(0), Room::IfFree, self.clock.wall_ms) {
                 Poll::Ready(Appended::Kept) => Accepted::Kept,
-                Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
+                Poll::Ready(Appended::Repeated) => Accepted::Repeated(AckStatus::Held),
                 Poll::Ready(Appended::Refused(cause)) => Accepted::Refused(cause),
                 Poll::Pending => Accepted::Queued,
             }
@@ -187,7 +200,14 @@ impl State {
             }
             Accepted::Repeated(status) => {
                 self.counters.delivered_repeat.add(1);
-                status.map(Ok)
+                Some(Ok(status))
+            }
+            Accepted::Pending { was_awaited } => {
+                self.counters.delivered_repeat.add(1);
+                if was_awaited && let Sender::Session(shard, key) = inbound.origin.sender() {
+                    self.count_off(shard, key);
+                }
+                None
             }
             Accepted::Refused(cause) => {
                 let (counter, reason) = match cause {
@@ -199,6 +219,53 @@ impl State {
                 };
                 counter.add(1);
                 Some(Err((ErrorCode::BufferFull, reason)))
+            }
+        }
+    }
+
+    /// The other node that a recipient without a session here belongs to; none where this node keeps the message.
+    fn elsewhere(&mut self, arrival: &Arrival<'_>) -> Option<NodeId> {
+        match route(self.ring.load().map(|ring| &**ring), &self.settings.node_id, arrival.hash) {
+            Route::Here => self.counters.resolved.add(1),
+            Route::Node(node) if arrival.hops < HOPS_MAX => {
+                self.counters.resolved.add(1);
+                return Some(node);
+            }
+            Route::Node(_) => self.counters.unresolved_hops.add(1),
+            Route::Unknown => self.counters.unresolved_no_ring.add(1),
+        }
+        None
+    }
+
+    fn relay(&self, node: &NodeId, arrival: &Arrival<'_>) -> Outcome {
+        let Inbound { envelope, sender, expires_ms, .. } = arrival.inbound;
+        let posted = Posted {
+            msg_id: arrival.msg_id.into(),
+            from: arrival.from.into(),
+            sender,
+            to: arrival.to.into(),
+            hash: arrival.hash,
+            field: envelope.field,
+            payload: envelope.payload.into(),
+            // The sender is answered here: what the bus took is kept.
+            origin: Origin::NOBODY,
+            wants_ack: false,
+            ts_ms: envelope.ts_ms,
+            ttl_ms: Some(expires_ms.saturating_sub(envelope.ts_ms)),
+            hops: arrival.hops + 1,
+        };
+        match self.bus.publish(node, Box::new(posted)) {
+            Ok(()) => {
+                self.counters.delivered_relayed.add(1);
+                Ok(AckStatus::Held)
+            }
+            Err(Unpublished::Full(_)) => {
+                self.counters.dropped_overloaded.add(1);
+                Err((ErrorCode::Overloaded, "the recipient's node is behind: try again"))
+            }
+            Err(Unpublished::Unreachable(_)) => {
+                self.counters.dropped_unreachable.add(1);
+                Err((ErrorCode::Overloaded, "the recipient's node cannot be reached: try again"))
             }
         }
     }
@@ -239,6 +306,16 @@ impl State {
         }
     }
 
+    /// One answer fewer is on its way to a session: it asked twice and is answered once.
+    pub(super) fn count_off(&mut self, shard: usize, key: Key) {
+        if shard != self.index {
+            return self.post(shard, Mail::AskedTwice(key));
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.count_ack();
+        }
+    }
+
     /// What became of a message that a session here sent.
     pub(super) fn on_answer(&mut self, key: Key, escaped_msg_id: &str, outcome: Outcome) {
         let Some(session) = self.sessions.get_mut(key) else {
@@ -246,7 +323,7 @@ impl State {
             return;
         };
         session.count_ack();
-        let connection = session.connection;
+        let Some(connection) = self.connection_of(key) else { return };
         self.counters.acks_sent.add(1);
         self.reply(connection, |replies| match outcome {
             Ok(status) => Replies::ack(replies, escaped_msg_id, status),

@@ -28,8 +28,8 @@ pub(super) struct Drain {
 impl Drain {
     /// When connection number `index` is advised to have moved, counted from the beginning.
     fn slot(&self, index: usize) -> Duration {
-        let share = index as f64 / self.connections.len().max(1) as f64;
-        self.window.mul_f64(share.clamp(0.0, 1.0))
+        let count = u32::try_from(self.connections.len().max(1)).unwrap_or(u32::MAX);
+        self.window.saturating_mul(u32::try_from(index).unwrap_or(u32::MAX)) / count
     }
 }
 
@@ -74,7 +74,7 @@ impl State {
         let Some(connection) = self.connections.get(key) else { return };
         let Purpose::Session(session) = connection.purpose else { return };
         let Some(session) = self.sessions.get(session) else { return };
-        let resume_offset = session.last_offset();
+        let resume_offset = session.settled_offset();
         let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         self.reply(key, |replies| {
             let advice = ReconnectAdvice { reason: "drain", node_id: "", url: "", after_ms, resume_offset };

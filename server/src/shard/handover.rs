@@ -48,6 +48,8 @@ pub struct Posted {
     pub ts_ms: u64,
     /// How long it is worth delivering, in milliseconds.
     pub ttl_ms: Option<u64>,
+    /// How many nodes it has been sent on by.
+    pub hops: u8,
 }
 
 /// One piece of mail between shards.
@@ -59,6 +61,8 @@ pub enum Mail {
     Message(Box<Posted>),
     /// What became of a message that a session here sent.
     Answer(Box<Answer>),
+    /// A session here asked for the same answer twice, and gets it once.
+    AskedTwice(Key),
     /// Something an operator wants.
     Order(Order),
 }

@@ -3,7 +3,7 @@
 use websocket::handshake::Request;
 use websocket::{Event, Opcode, encode_frame};
 
-use crate::protocol::{ClientId, ClientRequest, ErrorCode, Replies, parse};
+use crate::protocol::{ClientId, ClientRequest, ErrorCode, Replies, escape, parse};
 
 use super::connection::{Active, Ending, Held, Purpose};
 use super::disconnect::Disconnect;
@@ -148,10 +148,7 @@ impl State {
             match decoded.event {
                 None => break,
                 Some(Event::Text(text)) => self.take_text(session, &mut active.replies, text),
-                Some(Event::Binary(_)) => {
-                    self.counters.dropped_malformed.add(1);
-                    Replies::error(&mut active.replies, ErrorCode::Malformed, "binary message: send JSON text", None);
-                }
+                Some(Event::Binary(_)) => return Err(Disconnect::Binary),
                 Some(Event::Ping(bytes)) => encode_frame(&mut active.replies, Opcode::Pong, bytes),
                 Some(Event::Pong(_)) => {}
                 Some(Event::Close(frame)) => return Err(Disconnect::PeerClosed(frame.map(|frame| frame.code))),
@@ -173,10 +170,7 @@ impl State {
             Ok(ClientRequest::AckMessage(msg_id)) => {
                 let (now_ms, limits) = (self.clock.wall_ms, self.settings.session);
                 if let Some(session) = self.sessions.get_mut(key) {
-                    let mut escaped = Vec::with_capacity(msg_id.len());
-                    crate::protocol::write_escaped(&mut escaped, &msg_id);
-                    let escaped = String::from_utf8(escaped).unwrap_or_default();
-                    session.on_ack_message(&escaped, &mut self.store, now_ms, &mut self.answers);
+                    session.on_ack_message(&escape(&msg_id), &mut self.store, now_ms, &mut self.answers);
                     session.read_on_if_room(&mut self.store, limits, now_ms);
                 }
             }

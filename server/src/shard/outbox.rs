@@ -92,7 +92,7 @@ impl Outbox {
     pub fn push(&mut self, envelope: &Envelope<'_>, mut entry: Entry) {
         let before = self.frames.len();
         envelope.write_frame(&mut self.frames, entry.offset);
-        entry.frame_bytes = u32::try_from(self.frames.len() - before).expect("a message is far below 4 GiB");
+        entry.frame_bytes = frame_bytes(self.frames.len() - before);
         self.entries.push_back(entry);
     }
 
@@ -101,7 +101,7 @@ impl Outbox {
         debug_assert!(self.stored == self.entries.len(), "the store holds a prefix of the outbox");
         let before = self.frames.len();
         kept.write_frame(&mut self.frames);
-        let frame_bytes = u32::try_from(self.frames.len() - before).expect("a message is far below 4 GiB");
+        let frame_bytes = frame_bytes(self.frames.len() - before);
         self.entries
             .push_back(Entry { frame_bytes, ..Entry::new(kept.offset, kept.identity, kept.ts_ms, kept.expires_ms) });
         self.stored += 1;
@@ -157,7 +157,7 @@ impl Outbox {
         self.sent -= 1;
         let was_stored = self.stored > 0;
         self.stored -= usize::from(was_stored);
-        Done { entry, frame, was_stored }
+        Done { entry, was_stored, frame }
     }
 
     /// The name of a popped message as it stands in its frame, JSON escapes and all.
@@ -166,18 +166,21 @@ impl Outbox {
         msg_id(self.frames.get(done.frame.clone()).unwrap_or_default())
     }
 
-    /// Marks one written message as acknowledged, wherever it stands; returns whether there is such a one.
-    pub fn ack_message(&mut self, is_it: impl Fn(&str) -> bool) -> bool {
+    /// Marks one written message as acknowledged, wherever it stands. Returns it as it was, whoever waited for it
+    /// included; nobody waits any more then.
+    pub fn ack_message(&mut self, escaped_msg_id: &str) -> Option<(Entry, bool)> {
         let mut at = self.start;
-        for entry in self.entries.iter_mut().take(self.written) {
+        for (index, entry) in self.entries.iter_mut().take(self.written).enumerate() {
             let end = at + entry.frame_bytes as usize;
-            if !entry.is_acked && is_it(msg_id(self.frames.get(at..end).unwrap_or_default())) {
+            if !entry.is_acked && msg_id(self.frames.get(at..end).unwrap_or_default()) == escaped_msg_id {
+                let was = *entry;
                 entry.is_acked = true;
-                return true;
+                entry.wants_ack = false;
+                return Some((was, index < self.stored));
             }
             at = end;
         }
-        false
+        None
     }
 
     /// Frees the room of what was popped. Call after a run of pops.
@@ -197,9 +200,11 @@ impl Outbox {
         }
     }
 
-    /// The entry of an unfinished message by its identity.
-    pub fn find(&mut self, identity: u64) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.identity == identity)
+    /// The entry of an unfinished message by its identity, and whether the store holds it too.
+    pub fn find(&mut self, identity: u64) -> Option<(&mut Entry, bool)> {
+        let stored = self.stored;
+        let (index, entry) = self.entries.iter_mut().enumerate().find(|(_, entry)| entry.identity == identity)?;
+        Some((entry, index < stored))
     }
 
     /// The oldest message.
@@ -256,6 +261,10 @@ impl Entry {
             frame_bytes: 0,
         }
     }
+}
+
+fn frame_bytes(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("the message limit is far below 4 GiB")
 }
 
 fn msg_id(frame: &[u8]) -> &str {

@@ -1,51 +1,44 @@
 //! The identities of a session's latest messages, so that one sent again is not delivered again.
 
-use std::collections::VecDeque;
-
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// How many messages back a repeat is recognised.
-pub const RECENT_MAX: usize = 256;
+/// How many messages back a repeat is recognised at least; up to twice as many are.
+pub const RECENT_MIN: usize = 224;
 
 /// A message's identity: a hash of who sent it, itself a hash, and under which name.
 pub fn identity(sender: u64, msg_id: &str) -> u64 {
     xxh3_64_with_seed(msg_id.as_bytes(), sender)
 }
 
-/// The last [`RECENT_MAX`] identities.
-// Invariant: `order` and `table` hold the same identities, each once.
+/// The latest identities, in two halves: when the younger one is full the older one is forgotten as a whole, so that no
+/// identity is ever removed by itself.
 #[derive(Default)]
 pub struct Recent {
-    order: VecDeque<u64>,
-    table: HashTable<u64>,
+    younger: HashTable<u64>,
+    older: HashTable<u64>,
 }
 
 impl Recent {
     /// Notes `identity`; false when it is among the latest already.
     pub fn insert(&mut self, identity: u64) -> bool {
         // The identity is a hash already.
-        if self.table.find(identity, |known| *known == identity).is_some() {
+        let is_known = |half: &HashTable<u64>| half.find(identity, |known| *known == identity).is_some();
+        if is_known(&self.younger) || is_known(&self.older) {
             return false;
         }
-        if self.order.len() == RECENT_MAX
-            && let Some(oldest) = self.order.pop_front()
-            && let Ok(found) = self.table.find_entry(oldest, |known| *known == oldest)
-        {
-            found.remove();
+        if self.younger.len() == RECENT_MIN {
+            std::mem::swap(&mut self.younger, &mut self.older);
+            self.younger.clear();
         }
-        self.order.push_back(identity);
-        self.table.insert_unique(identity, identity, |known| *known);
+        self.younger.insert_unique(identity, identity, |known| *known);
         true
     }
 
     /// Forgets `identity`: its message was refused after all.
-    pub fn remove_latest(&mut self, identity: u64) {
-        if self.order.back() == Some(&identity) {
-            self.order.pop_back();
-            if let Ok(found) = self.table.find_entry(identity, |known| *known == identity) {
-                found.remove();
-            }
+    pub fn remove(&mut self, identity: u64) {
+        if let Ok(found) = self.younger.find_entry(identity, |known| *known == identity) {
+            found.remove();
         }
     }
 }
@@ -57,16 +50,19 @@ mod tests {
     #[test]
     fn repeats_are_recognised_within_the_window_and_forgotten_behind_it() {
         let mut recent = Recent::default();
-        for value in 0..RECENT_MAX as u64 {
+        for value in 0..RECENT_MIN as u64 {
             assert!(recent.insert(value));
         }
-        assert!(!recent.insert(0));
-        assert!(recent.insert(1_000_000));
+        for value in 0..RECENT_MIN as u64 {
+            assert!(!recent.insert(value));
+        }
+        for value in 0..2 * RECENT_MIN as u64 {
+            recent.insert(1_000_000 + value);
+        }
         assert!(recent.insert(0));
-        assert!(!recent.insert(1_000_000));
-        recent.remove_latest(0);
+        recent.remove(0);
         assert!(recent.insert(0));
-        assert_eq!(recent.order.len(), recent.table.len());
+        assert!(recent.younger.len() <= RECENT_MIN && recent.older.len() <= RECENT_MIN);
     }
 
     #[test]

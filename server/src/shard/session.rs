@@ -36,6 +36,19 @@ pub struct Wishes {
     pub resume_offset: Option<u64>,
 }
 
+/// A client that logs in.
+#[derive(Debug)]
+pub struct Newcomer {
+    /// Its id.
+    pub id: ClientId,
+    /// Hash of its id.
+    pub hash: u64,
+    /// The connection that carries it.
+    pub connection: Key,
+    /// What it asked for.
+    pub wishes: Wishes,
+}
+
 /// A message for this session's client, with what is known of its sender.
 #[derive(Debug, Clone, Copy)]
 pub struct Inbound<'a> {
@@ -76,8 +89,14 @@ pub enum Accepted {
     Queued,
     /// The store keeps it: its sender can be answered now.
     Kept,
-    /// It came before. The sender is answered now, or with the first one if that is still under way.
-    Repeated(Option<AckStatus>),
+    /// It came before, and what became of it is known.
+    Repeated(AckStatus),
+    /// It came before and is still under way; whoever asked last is answered, once. `was_awaited` is true if the same
+    /// sender waited already.
+    Pending {
+        /// Whether this asks for the same answer a second time.
+        was_awaited: bool,
+    },
     /// It is not accepted.
     Refused(BufferFull),
 }
@@ -95,9 +114,9 @@ pub struct Start {
 pub struct Session {
     id: ClientId,
     hash: u64,
-    /// The connection that carries it.
-    pub connection: Key,
     last_offset: u64,
+    // The slot of the connection that carries it.
+    connection: u32,
     // Confirmations this client still waits for, as a sender.
     unconfirmed: u16,
     wants_acks: bool,
@@ -119,17 +138,10 @@ struct Delivery {
 }
 
 impl Session {
-    /// Logs `id` in on what the store knows of it.
-    pub fn new(
-        id: ClientId,
-        hash: u64,
-        connection: Key,
-        wishes: Wishes,
-        claimed: Claimed,
-        store: &mut impl Store,
-        started_ms: u64,
-        now_ms: u64,
-    ) -> (Self, Start) {
+    /// Logs a client in on what the store knows of it. Positions from before `started_ms`, when this process began,
+    /// are not known to it.
+    pub fn new(who: Newcomer, claimed: Claimed, store: &mut impl Store, started_ms: u64, now_ms: u64) -> (Self, Start) {
+        let Newcomer { id, hash, connection, wishes } = who;
         let position = wishes.resume_offset.unwrap_or(0);
         let last_offset = claimed.last_offset.max(offset::at(now_ms));
         // A position this process cannot vouch for: from before it started, or from the future.
@@ -142,7 +154,7 @@ impl Session {
         let mut session = Self {
             id,
             hash,
-            connection,
+            connection: connection.index,
             last_offset,
             unconfirmed: 0,
             wants_acks: wishes.acks,
@@ -174,9 +186,26 @@ impl Session {
         self.hash
     }
 
+    /// The slot of the connection that carries it.
+    pub fn connection(&self) -> u32 {
+        self.connection
+    }
+
     /// The last offset this client was given.
     pub fn last_offset(&self) -> u64 {
         self.last_offset
+    }
+
+    /// The position up to which it has acknowledged, or been written, everything: where another connection should go on.
+    pub fn settled_offset(&self) -> u64 {
+        match &self.delivery {
+            Some(delivery) => match delivery.outbox.oldest() {
+                Some(oldest) => oldest.offset - 1,
+                None if delivery.is_behind => delivery.paged_offset,
+                None => self.last_offset,
+            },
+            None => self.last_offset,
+        }
     }
 
     /// True when it wants an ack for every message it sends.
@@ -236,7 +265,7 @@ impl Session {
         let receiver_acks = self.receiver_acks;
         let delivery = self.delivery_mut(now_ms);
         if !delivery.recent.insert(inbound.identity) {
-            return Accepted::Repeated(delivery.repeat(inbound, receiver_acks));
+            return delivery.repeat(inbound, receiver_acks);
         }
         if !delivery.is_behind {
             // The envelope's own bytes: generous, and known before it is written.
@@ -288,9 +317,9 @@ impl Session {
                 self.last_offset = offset;
                 Accepted::Kept
             }
-            Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
+            Poll::Ready(Appended::Repeated) => Accepted::Repeated(AckStatus::Held),
             Poll::Ready(Appended::Refused(cause)) => {
-                self.delivery_mut(now_ms).recent.remove_latest(inbound.identity);
+                self.delivery_mut(now_ms).recent.remove(inbound.identity);
                 Accepted::Refused(cause)
             }
             // The answer comes by mail, and the ack with it.
@@ -355,7 +384,13 @@ impl Session {
     pub fn on_ack_message(&mut self, escaped_msg_id: &str, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
         self.receiver_acks = true;
         let Some(delivery) = self.delivery.as_deref_mut() else { return };
-        delivery.outbox.ack_message(|msg_id| msg_id == escaped_msg_id);
+        let Some((entry, is_stored)) = delivery.outbox.ack_message(escaped_msg_id) else { return };
+        if entry.wants_ack {
+            answers.push(entry.origin, escaped_msg_id, AckStatus::Delivered);
+        }
+        if is_stored {
+            store.remove(&self.id, entry.offset);
+        }
         self.finish(store, now_ms, AckStatus::Delivered, answers, |outbox| outbox.pop_done(true));
     }
 
@@ -423,18 +458,25 @@ const FRAME_OVERHEAD_BYTES: usize = 256;
 
 impl Delivery {
     /// What the sender of a message that came before is told.
-    fn repeat(&mut self, inbound: &Inbound<'_>, receiver_acks: bool) -> Option<AckStatus> {
-        if let Some(entry) = self.outbox.find(inbound.identity) {
-            if inbound.wants_ack {
-                entry.origin = inbound.origin;
-                entry.wants_ack = true;
+    fn repeat(&mut self, inbound: &Inbound<'_>, receiver_acks: bool) -> Accepted {
+        match self.outbox.find(inbound.identity) {
+            Some((_, true)) => Accepted::Repeated(AckStatus::Held),
+            Some((entry, false)) => {
+                let was_awaited = entry.wants_ack && entry.origin == inbound.origin;
+                if inbound.wants_ack {
+                    entry.origin = inbound.origin;
+                    entry.wants_ack = true;
+                }
+                Accepted::Pending { was_awaited }
             }
-            return None;
+            None => Accepted::Repeated(match (self.is_behind, receiver_acks) {
+                (true, _) => AckStatus::Held,
+                (false, true) => AckStatus::Delivered,
+                (false, false) => AckStatus::Sent,
+            }),
         }
-        Some(match (self.is_behind, receiver_acks) {
-            (true, _) => AckStatus::Held,
-            (false, true) => AckStatus::Delivered,
-            (false, false) => AckStatus::Sent,
-        })
     }
 }
+
+#[cfg(test)]
+mod tests;

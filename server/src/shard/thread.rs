@@ -14,6 +14,7 @@ use ring::SharedRing;
 use rustix::event::epoll::Event;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use crate::bus::Bus;
 use crate::metrics::Counters;
 use crate::store::LocalStore;
 
@@ -53,6 +54,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// The ring of nodes.
     pub ring: SharedRing,
+    /// The way to other nodes.
+    pub bus: Arc<dyn Bus>,
     /// Where it accepts.
     pub listener: TcpListener,
     /// Its own mail.
@@ -189,6 +192,7 @@ fn new_state(parts: &Parts) -> State {
         sessions: super::slab::Slab::default(),
         by_client: hashbrown::HashTable::new(),
         store: LocalStore::new(parts.settings.store),
+        bus: Arc::clone(&parts.bus),
         answers: super::answers::Answers::default(),
         publishers: crate::publish::PublishAnswers::default(),
         drain: None,
@@ -198,7 +202,7 @@ fn new_state(parts: &Parts) -> State {
         to_start: Vec::new(),
         paused: Vec::new(),
         accept_allowance: f64::from(parts.settings.accepts_per_second),
-        swept: 0,
+        swept: super::slab::Round::default(),
         ticks: 0,
         names: 0,
     }
@@ -315,6 +319,7 @@ impl Shard {
                 Some(Mail::Answer(answer)) => {
                     self.with(|state| state.on_answer(answer.key, &answer.escaped_msg_id, answer.outcome));
                 }
+                Some(Mail::AskedTwice(key)) => self.with(|state| state.count_off(state.index, key)),
                 Some(Mail::Order(order)) => self.obey(order),
             }
         }
@@ -351,20 +356,17 @@ impl Shard {
                 let _ = reply.try_send(state.look(&client_id, hash));
             }
             Order::Publish { mut posted, reply, index } => {
-                match state.publishers.expect(reply.clone(), index, state.clock.wall_ms) {
-                    Some(number) => {
-                        posted.origin = super::origin::Origin::publisher(number);
-                        posted.wants_ack = true;
-                        posted.ts_ms = state.clock.wall_ms;
-                        state.counters.messages_in.add(1);
-                        state.on_message(&posted);
-                        state.send_answers();
-                    }
-                    None => {
-                        state.counters.dropped_overloaded.add(1);
-                        let outcome = Err((crate::protocol::ErrorCode::Overloaded, "too many publishers wait"));
-                        let _ = reply.try_send(crate::publish::Published { index, outcome });
-                    }
+                if let Some(number) = state.publishers.expect(reply.clone(), index, state.clock.wall_ms) {
+                    posted.origin = super::origin::Origin::publisher(number);
+                    posted.wants_ack = true;
+                    posted.ts_ms = state.clock.wall_ms;
+                    state.counters.messages_in.add(1);
+                    state.on_message(&posted);
+                    state.send_answers();
+                } else {
+                    state.counters.dropped_overloaded.add(1);
+                    let outcome = Err((crate::protocol::ErrorCode::Overloaded, "too many publishers wait"));
+                    let _ = reply.try_send(crate::publish::Published { index, outcome });
                 }
             }
         });

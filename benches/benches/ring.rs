@@ -1,0 +1,157 @@
+//! Ring: look-ups beside the crate `hashring` and a `BTreeMap` of points, building a table, reaching the current ring.
+//!
+//! A look-up bench resolves every key of one list per iteration, so time per element is time per look-up.
+#![allow(missing_docs, reason = "criterion's macros make undocumented items")]
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use hashring::HashRing;
+use ring::{NodeId, Ring, RingVersion, SharedRing, Weight};
+use rtc_benches::{CpuClock, criterion_by_cpu};
+use xxhash_rust::xxh3::xxh3_64;
+
+const NODE_COUNTS: [usize; 4] = [3, 10, 100, 1000];
+/// Enough keys to touch every cache line of the slot table.
+const KEYS: usize = 16_384;
+const KEY_BYTES: usize = 16;
+/// Points per node for the rings that need them: the shares are then within some 10 % of even.
+const POINTS_PER_NODE: u32 = 100;
+
+/// Client ids of one length, side by side in memory: reading them costs every contender the same.
+fn keys() -> Vec<[u8; KEY_BYTES]> {
+    (0..KEYS)
+        .map(|index| format!("client-{index:09}").into_bytes().try_into().expect("an id of KEY_BYTES bytes"))
+        .collect()
+}
+
+fn node_names(nodes: usize) -> impl Iterator<Item = String> {
+    (0..nodes).map(|index| format!("node-{index:04}"))
+}
+
+fn build_ring(nodes: usize) -> Ring {
+    let weight = Weight::new(100).expect("a valid weight");
+    let nodes = node_names(nodes).map(|name| (NodeId::new(&name).expect("a valid name"), weight));
+    Ring::build(RingVersion::FIRST, 0, nodes).expect("distinct nodes")
+}
+
+/// A point of the crate's ring: it hashes the name and replica, and hands back the node's index.
+#[derive(Clone, Debug, Hash)]
+struct Point {
+    name: String,
+    replica: u32,
+}
+
+fn build_hashring(nodes: usize) -> HashRing<Point> {
+    let mut ring = HashRing::new();
+    ring.batch_add(
+        node_names(nodes)
+            .flat_map(|name| (0..POINTS_PER_NODE).map(move |replica| Point { name: name.clone(), replica }))
+            .collect(),
+    );
+    ring
+}
+
+/// The ring of most textbooks: points on a circle in an ordered map, the same hash as ours.
+struct BTreeRing {
+    points: BTreeMap<u64, String>,
+}
+
+impl BTreeRing {
+    fn new(nodes: usize) -> Self {
+        let points = node_names(nodes).flat_map(|name| {
+            (0..POINTS_PER_NODE).map(move |replica| (xxh3_64(format!("{name}#{replica}").as_bytes()), name.clone()))
+        });
+        Self { points: points.collect() }
+    }
+
+    fn owner(&self, key: &[u8]) -> Option<&String> {
+        let behind = self.points.range(xxh3_64(key)..).next();
+        behind.or_else(|| self.points.first_key_value()).map(|(_, name)| name)
+    }
+}
+
+fn look_up(c: &mut Criterion<CpuClock>) {
+    let keys = keys();
+    let mut group = c.benchmark_group("look_up");
+    group.throughput(Throughput::Elements(KEYS as u64));
+    group.bench_function("xxh3", |b| {
+        b.iter(|| {
+            for key in &keys {
+                black_box(xxh3_64(black_box(&key[..])));
+            }
+        });
+    });
+    for nodes in NODE_COUNTS {
+        let ring = build_ring(nodes);
+        group.bench_function(BenchmarkId::new("ring", nodes), |b| {
+            b.iter(|| {
+                for key in &keys {
+                    black_box(ring.owner(black_box(&key[..])));
+                }
+            });
+        });
+        let hash_ring = build_hashring(nodes);
+        group.bench_function(BenchmarkId::new("hashring", nodes), |b| {
+            b.iter(|| {
+                for key in &keys {
+                    black_box(hash_ring.get(&black_box(&key[..])));
+                }
+            });
+        });
+        let btree_ring = BTreeRing::new(nodes);
+        group.bench_function(BenchmarkId::new("btreemap", nodes), |b| {
+            b.iter(|| {
+                for key in &keys {
+                    black_box(btree_ring.owner(black_box(&key[..])));
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+fn build(c: &mut Criterion<CpuClock>) {
+    let mut group = c.benchmark_group("build");
+    for nodes in [10, 100, 1000] {
+        group.bench_function(BenchmarkId::from_parameter(nodes), |b| b.iter(|| build_ring(nodes)));
+    }
+    group.finish();
+}
+
+/// What a shard pays per message to reach the ring that is current, before it looks anything up.
+fn reach(c: &mut Criterion<CpuClock>) {
+    let ring = Arc::new(build_ring(100));
+    let shared = SharedRing::new();
+    shared.publish(Arc::clone(&ring)).expect("the first ring is the newest");
+    let mut reader = shared.reader();
+    let locked = Arc::new(RwLock::new(ring));
+
+    reach_by(c, "reader", move || reader.load().map(|ring| ring.seed()));
+    reach_by(c, "load_full", move || shared.load().map(|ring| ring.seed()));
+    reach_by(c, "rwlock", move || locked.read().ok().map(|ring| ring.seed()));
+}
+
+/// One way to reach the ring: alone, and while another thread does the same without pause.
+fn reach_by(c: &mut Criterion<CpuClock>, name: &str, mut access: impl FnMut() -> Option<u64> + Clone + Send) {
+    let mut group = c.benchmark_group("reach");
+    let mut other = access.clone();
+    group.bench_function(BenchmarkId::new(name, "alone"), |b| b.iter(&mut access));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                black_box(other());
+            }
+        });
+        group.bench_function(BenchmarkId::new(name, "in_company"), |b| b.iter(&mut access));
+        is_over.store(true, Ordering::Relaxed);
+    });
+    group.finish();
+}
+
+criterion_group! { name = benches; config = criterion_by_cpu(); targets = look_up, build, reach }
+criterion_main!(benches);

@@ -1,0 +1,70 @@
+"""Turns rounds of criterion results into Markdown rows.
+
+Usage: micro.py FOLDER ROUNDS RING_BYTES, where FOLDER/round-N is criterion's folder of round N.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+# Look-up benches resolve this many keys per iteration, as in benches/ring.rs.
+KEYS = 16_384
+NODE_COUNTS = [3, 10, 100, 1000]
+# Frames per buffer by payload size, as in benches/websocket.rs.
+FRAMES = {16: 256, 200: 64, 65_536: 1}
+
+
+def main():
+    folder, rounds, ring_bytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    results = [Round(folder / f"round-{number}") for number in range(1, rounds + 1)]
+
+    print("| what | median | worst … best round |")
+    print("|---|---|---|")
+    ring_1000 = "look_up/ring/1000"
+    row("ring look-up, 1000 nodes", results, lambda r: r[ring_1000] / KEYS, "ns")
+    row("… against bare xxh3", results, lambda r: r[ring_1000] / r["look_up/xxh3"], "×")
+    row("… against 3 nodes", results, lambda r: r[ring_1000] / r["look_up/ring/3"], "×")
+    for nodes in NODE_COUNTS:
+        ours = f"look_up/ring/{nodes}"
+        for peer in ("hashring", "btreemap"):
+            faster = lambda r: r[f"look_up/{peer}/{nodes}"] / r[ours]
+            row(f"… faster than {peer}, {nodes} nodes", results, faster, "×", best=max)
+    for nodes in (10, 100, 1000):
+        row(f"ring build, {nodes} nodes", results, lambda r: r[f"build/{nodes}"] / 1e6, "ms")
+    print(f"| ring memory, 1000 nodes | {ring_bytes / 1024:.0f} KiB | |")
+    for way in ("reader", "load_full", "rwlock"):
+        for company in ("alone", "in_company"):
+            row(f"current ring by {way}, {company}", results, lambda r: r[f"reach/{way}/{company}"], "ns")
+    for payload_bytes, frames in FRAMES.items():
+        for bench in ("decode/text", "decode/binary", "encode/server", "encode/client"):
+            per_frame = lambda r: r[f"{bench}/{payload_bytes}"] / frames
+            row(f"{bench}, {payload_bytes} B", results, per_frame, "ns a frame")
+    for posts in (1, 64):
+        row(f"mailbox, {posts} posted and drained", results, lambda r: r[f"mailbox/ours/{posts}"] / posts, "ns each")
+        row(
+            f"… against a channel and an eventfd, {posts}",
+            results,
+            lambda r: r[f"mailbox/ours/{posts}"] / r[f"mailbox/channel/{posts}"],
+            "×",
+        )
+
+
+class Round:
+    """Median nanoseconds per iteration, by bench id."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, bench):
+        estimates = json.loads((self.folder / bench / "new" / "estimates.json").read_text())
+        return estimates["median"]["point_estimate"]
+
+
+def row(what, results, value_of, unit, best=min):
+    values = [value_of(result) for result in results]
+    worst = min if best is max else max
+    print(f"| {what} | {statistics.median(values):.3g} {unit} | {worst(values):.3g} … {best(values):.3g} |")
+
+
+main()

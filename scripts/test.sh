@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change is kept; the last line is `N passed, N failed`.
+#
+# Needs rustup (or cargo) and a C compiler, fetches the rest itself. A step that cannot run here is SKIPPED by name.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/processes.sh
+# shellcheck source=/dev/null
+[[ -f $HOME/.cargo/env ]] && source "$HOME/.cargo/env"
+
+TARGET_DIR=${CARGO_TARGET_DIR:-target}
+# Exit code of rtc-loadtest when the generator itself fell short: the run says nothing about the server.
+LOADTEST_VOID=3
+
+passed=0
+failed=0
+skipped=()
+# Whether the step under way has said itself what passed and failed.
+counted=no
+
+# step NAME COMMAND…  Runs the command as one step; it counts as one test unless it counts its own.
+# `set -e` does not reach into a command called in a condition: each ends at its first failure by itself.
+step() {
+    local name=$1 started=$SECONDS failed_before=$failed
+    shift
+    counted=no
+    printf '\n== %s\n' "$name"
+    if "$@"; then
+        [[ $counted == yes ]] || passed=$((passed + 1))
+        echo "== $name: done in $((SECONDS - started)) s"
+    else
+        # A command that failed without a failed test did not get as far as testing.
+        ((failed > failed_before)) || failed=$((failed + 1))
+        echo "== $name: FAILED after $((SECONDS - started)) s"
+    fi
+}
+
+skip() {
+    counted=yes
+    skipped+=("$1")
+    printf '\nSKIPPED: %s\n' "$1"
+}
+
+# count FILE  Adds up what the test results in a log say: cargo's lines, or one `N passed, N failed`.
+count() {
+    local sums
+    counted=yes
+    sums=$(awk '{ for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^passed[;,]/) p += $i; if ($(i + 1) ~ /^failed[;,]?$/) f += $i } }
+        END { print p + 0, f + 0 }' < <(grep -E '^test result: |^[0-9]+ passed, [0-9]+ failed$' "$1"))
+    passed=$((passed + ${sums% *}))
+    failed=$((failed + ${sums#* }))
+}
+
+# has_component NAME COMPONENT  Whether `cargo NAME` runs here, after asking rustup for it.
+has_component() {
+    cargo "$1" --version >/dev/null 2>&1 || { rustup component add "$2" && cargo "$1" --version; } >/dev/null 2>&1
+}
+
+format() {
+    cargo fmt --all --check && cargo fmt --check --manifest-path benches/peers/Cargo.toml
+}
+
+lint() {
+    cargo clippy --locked --workspace --all-targets -- -D warnings
+}
+
+unit_tests() {
+    local status=0
+    cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$SCRATCH/tests.log" || status=1
+    count "$SCRATCH/tests.log"
+    return $status
+}
+
+build_release() {
+    cargo build --locked --release --package rtc-server --package rtc-loadtest
+}
+
+# Ten seconds of pairs of clients; the ledger is the only judge, so a slow machine passes and a lost message does not.
+load_test() {
+    local attempt status
+    for attempt in 1 2; do
+        start rtc-server "$TARGET_DIR/release/rtc-server" --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 || return 1
+        status=0
+        "$TARGET_DIR/release/rtc-loadtest" p2p --url "ws://$(ready_field listen)" --connections 100 --rate 500 \
+            --duration 10s --warm-up 1s --sender-acks --receiver-acks || status=$?
+        kill -0 "$READY_PID" || { echo "the server did not survive" && cat "$SCRATCH/rtc-server.err" && return 1; }
+        stop "$READY_PID"
+        ((status == LOADTEST_VOID)) || return $status
+        echo "void: the generator fell short (attempt $attempt of 2)"
+    done
+    return 1
+}
+
+compile_benches() {
+    cargo bench --locked --package rtc-benches --no-run && cargo check --locked --manifest-path benches/peers/Cargo.toml
+}
+
+autobahn() {
+    local status=0
+    scripts/autobahn.sh 2>&1 | tee "$SCRATCH/autobahn.log" || status=1
+    if grep -q '^SKIPPED: ' "$SCRATCH/autobahn.log"; then
+        skip "$(sed -n 's/^SKIPPED: //p' "$SCRATCH/autobahn.log")"
+    else
+        count "$SCRATCH/autobahn.log"
+    fi
+    return $status
+}
+
+# A machine with rustup and no toolchain yet.
+cargo --version >/dev/null 2>&1 || rustup toolchain install stable
+
+if has_component fmt rustfmt; then step "cargo fmt" format; else skip "cargo fmt: no rustfmt component"; fi
+if has_component clippy clippy; then step "cargo clippy" lint; else skip "cargo clippy: no clippy component"; fi
+step "cargo test" unit_tests
+step "release build" build_release
+step "p2p load test, 500 msg/s" load_test
+step "benches compile" compile_benches
+step "autobahn" autobahn
+
+printf '\n'
+for reason in "${skipped[@]}"; do
+    echo "SKIPPED: $reason"
+done
+echo "total time $((SECONDS / 60)) min $((SECONDS % 60)) s"
+echo "$passed passed, $failed failed"
+((failed == 0))
