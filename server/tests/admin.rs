@@ -120,6 +120,25 @@ fn a_message_that_is_not_acknowledged_is_held_after_the_ack_wait() {
 }
 
 #[test]
+fn a_message_published_twice_is_delivered_once_and_answered_twice() {
+    let server = Server::start(&["--ack-wait", "1h"]);
+    let (mut client, _) = Client::log_in(server.listen, "clientId=a&recvAck=1");
+    let publisher = std::thread::spawn({
+        let admin = server.admin;
+        let item = r#"{"toClientId":"a","payload":1,"msgId":"m1"}"#;
+        move || post(admin, "/api/v1/publish", "", &format!("[{item},{item}]"))
+    });
+    let message = client.json();
+    client.send(&format!(r#"{{"type":"ack","offset":{}}}"#, message["offset"]));
+    let results = publisher.join().unwrap().json()["results"].clone();
+    for index in 0..2 {
+        assert_eq!(results[index]["status"].as_str(), Some("delivered"), "{results:?}");
+    }
+    client.send(r#"{"type":"ping"}"#);
+    assert_eq!(client.json()["type"].as_str(), Some("pong"), "nothing came twice");
+}
+
+#[test]
 fn an_idempotency_key_is_answered_once() {
     let server = Server::start(&[]);
     let key = "Idempotency-Key: order-17\r\n";

@@ -356,7 +356,9 @@ impl Shard {
                 let _ = reply.try_send(state.look(&client_id, hash));
             }
             Order::Publish { mut posted, reply, index } => {
-                if let Some(number) = state.publishers.expect(reply.clone(), index, state.clock.wall_ms) {
+                let message = super::recent::identity(posted.sender.rotate_left(1) ^ posted.hash, &posted.msg_id);
+                let now_ms = state.clock.wall_ms;
+                if let Some(number) = state.publishers.expect(reply.clone(), index, message, now_ms) {
                     posted.origin = super::origin::Origin::publisher(number);
                     posted.wants_ack = true;
                     posted.ts_ms = state.clock.wall_ms;
