@@ -4,6 +4,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`node`] | start, run, stop |
+//! | [`admin`] | the operators' port |
+//! | [`drain`] | how far a node is on its way out |
 //! | [`shard`] | a pinned thread and the clients whose home it is |
 //! | [`protocol`] | the client protocol as values |
 //! | [`routing`] | which node a message is for |
@@ -13,7 +15,9 @@
 //! | [`publish`] | who waits for what became of a published message |
 //! | [`page`] | the page at `/` |
 
+pub mod admin;
 pub mod bus;
+pub mod drain;
 pub mod metrics;
 pub mod node;
 pub mod page;

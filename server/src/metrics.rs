@@ -1,5 +1,7 @@
 //! What is counted: one set of counters per shard, each with one writer, summed when somebody asks.
 
+use std::fmt::{Display, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number with one writer: plain load and store, no locked instruction.
@@ -30,6 +32,56 @@ pub enum Kind {
     Counter,
     /// It rises and falls.
     Gauge,
+}
+
+impl Kind {
+    /// Prometheus' word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+        }
+    }
+}
+
+/// A page of numbers in Prometheus' text format, written metric by metric.
+#[derive(Debug, Default)]
+pub struct Page {
+    text: String,
+    current: String,
+}
+
+impl Page {
+    /// Adds one number. Those of one metric must follow each other; `labels` come as `name="value",…` or empty.
+    pub fn add(&mut self, metric: &str, labels: &str, kind: Kind, help: &str, value: impl Display) {
+        // Writing to a `String` cannot fail.
+        if self.current != metric {
+            metric.clone_into(&mut self.current);
+            let _ = write!(self.text, "# HELP {metric} {help}\n# TYPE {metric} {}\n", kind.as_str());
+        }
+        let _ = match labels {
+            "" => writeln!(self.text, "{metric} {value}"),
+            labels => writeln!(self.text, "{metric}{{{labels}}} {value}"),
+        };
+    }
+
+    /// Adds all that the shards count, summed over them.
+    pub fn add_counters(&mut self, shards: &[Arc<Counters>]) {
+        let mut sums = vec![0u64; DESCRIPTIONS.len()];
+        for shard in shards {
+            for (sum, value) in sums.iter_mut().zip(shard.values()) {
+                *sum = sum.wrapping_add(value);
+            }
+        }
+        for ((metric, labels, kind, help), sum) in DESCRIPTIONS.iter().zip(sums) {
+            self.add(metric, labels, *kind, help, sum);
+        }
+    }
+
+    /// The whole page.
+    pub fn into_text(self) -> String {
+        self.text
+    }
 }
 
 macro_rules! counters {
@@ -105,4 +157,28 @@ counters! {
     mailbox_full: Counter "rtc_shard_mailbox_full_total" "" "Times a shard's mailbox was full and the source paused.",
     mailbox_len: Gauge "rtc_shard_mailbox_length" "" "Messages that wait in the shards' mailboxes.",
     turns: Counter "rtc_shard_turns_total" "" "Times a shard was woken.",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_explains_each_metric_once_and_sums_over_the_shards() {
+        let shards = [Arc::new(Counters::default()), Arc::new(Counters::default())];
+        shards[0].connections.set(2);
+        shards[1].connections.set(3);
+        shards[1].refused_origin.add(7);
+        let mut page = Page::default();
+        page.add_counters(&shards);
+        let text = page.into_text();
+        assert!(text.contains("rtc_socket_connections 5\n"));
+        assert!(text.contains("rtc_socket_refused_total{cause=\"origin\"} 7\n"));
+        let mut explained: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+        let count = explained.len();
+        explained.sort_unstable();
+        explained.dedup();
+        assert_eq!(explained.len(), count, "the numbers of one metric do not stand together");
+        assert_eq!(text.lines().filter(|line| !line.starts_with('#')).count(), DESCRIPTIONS.len());
+    }
 }

@@ -1,5 +1,7 @@
 //! Messages between clients through a real process: order, acks, resume, take-over, slow consumers, leaving.
 
+#![expect(clippy::unwrap_used, reason = "a test stops where it is wrong")]
+
 mod support;
 
 use std::io::Write as _;
@@ -175,7 +177,7 @@ fn a_client_without_an_id_is_given_one() {
 
 #[test]
 fn a_slow_consumer_is_spilled_and_closed_and_finds_everything_on_return() {
-    let flags = ["--shards", "1", "--outbox-messages", "64", "--outbox-bytes", "200000", "--stall-timeout", "300ms"];
+    let flags = ["--shards", "1", "--outbox-messages-max", "64", "--stall-timeout", "300ms"];
     let server = Server::start(&flags);
     let (mut a, _) = Client::log_in(server.listen, "clientId=a&acks=1");
     let (mut b, _) = Client::log_in(server.listen, "clientId=b&recvAck=1");
@@ -198,7 +200,7 @@ fn a_slow_consumer_is_spilled_and_closed_and_finds_everything_on_return() {
 
 #[test]
 fn a_full_replay_buffer_refuses_the_new_message_with_its_name() {
-    let flags = ["--shards", "1", "--buffer-recipient-messages", "10"];
+    let flags = ["--shards", "1", "--buffer-recipient-messages-max", "10"];
     let server = Server::start(&flags);
     let (mut a, _) = Client::log_in(server.listen, "clientId=a&acks=1");
     for number in 0..10 {
@@ -222,9 +224,7 @@ fn expired_messages_are_counted_and_the_gap_is_told() {
     let (b, welcome) = Client::log_in(server.listen, "clientId=b&recvAck=1");
     let position = welcome["offset"].as_u64().unwrap();
     drop(b);
-    support::eventually("b is gone", || {
-        get(server.admin, "/metrics").body.contains("rtc_socket_sessions 1\n")
-    });
+    support::eventually("b is gone", || get(server.admin, "/metrics").body.contains("rtc_socket_sessions 1\n"));
     a.send(r#"{"type":"message","msgId":"m","toClientId":"b","payload":1,"ttlMs":1}"#);
     expect_ack(&mut a, "m", "held");
     support::eventually("the message has expired", || {
@@ -239,8 +239,9 @@ fn the_silent_are_pinged_and_closed_when_they_stay_silent() {
     let flags = ["--shards", "1", "--ping-interval", "200ms", "--pong-timeout", "300ms", "--echo"];
     let server = Server::start(&flags);
     let (mut quiet, _) = Client::log_in(server.listen, "clientId=quiet");
-    // `next_within` answers pings: this one stays.
+    // `next_within` answers pings: this one stays, until it leaves.
     assert_eq!(quiet.next_within(Duration::from_secs(2)), None);
+    drop(quiet);
     let deaf = Client::connect(server.listen, "/ws/connect?clientId=deaf").unwrap();
     // It does not read for a while, so that no ping is answered; then the Close frame is there.
     support::eventually("the deaf one is closed", || {
@@ -252,7 +253,7 @@ fn the_silent_are_pinged_and_closed_when_they_stay_silent() {
 
 #[test]
 fn connections_past_the_limit_are_told_when_to_come_back() {
-    let server = Server::start(&["--shards", "1", "--connections", "3"]);
+    let server = Server::start(&["--shards", "1", "--connections-max", "3"]);
     let clients: Vec<_> = (0..3).map(|id| Client::log_in(server.listen, &format!("clientId=c{id}"))).collect();
     let refused = Client::connect(server.listen, "/ws/connect?clientId=c3").err().unwrap();
     assert!(matches!(refused, websocket::ResponseError::Refused { status: 503, retry_after: Some(_) }), "{refused:?}");

@@ -4,6 +4,7 @@
 mod client_id;
 mod envelope;
 mod json;
+mod publication;
 mod replies;
 mod request;
 mod scan;
@@ -12,6 +13,7 @@ pub use client_id::{CLIENT_ID_BYTES_MAX, ClientId, InvalidClientId};
 pub use envelope::{Envelope, PayloadField};
 pub use json::DEPTH_MAX;
 pub(crate) use json::escape;
+pub use publication::{PUBLISHER, Publication, Publications, parse_publications};
 pub use replies::{AckStatus, ErrorCode, ReconnectAdvice, Replies, Welcome};
 pub use request::{ClientRequest, MSG_ID_BYTES_MAX, Outgoing, Refusal, parse};
 

@@ -71,9 +71,9 @@ pub(super) struct Fields<'a> {
 #[serde(rename_all = "camelCase")]
 struct PlainFields<'a> {
     #[serde(borrow, rename = "type")]
-    kind: Cow<'a, str>,
+    pub(super) kind: Cow<'a, str>,
     #[serde(borrow, default)]
-    msg_id: Option<Cow<'a, str>>,
+    pub(super) msg_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     to_client_id: Option<Cow<'a, str>>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -83,13 +83,13 @@ struct PlainFields<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     ack: Option<LazyValue<'a>>,
     #[serde(default)]
-    ttl_ms: Option<u64>,
+    pub(super) ttl_ms: Option<u64>,
     #[serde(default)]
-    offset: Option<u64>,
+    pub(super) offset: Option<u64>,
 }
 
 /// A value that is there, `null` included: a payload may be that.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<LazyValue<'de>>, D::Error> {
+pub(super) fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<LazyValue<'de>>, D::Error> {
     LazyValue::deserialize(deserializer).map(Some)
 }
 
@@ -136,7 +136,7 @@ pub fn parse(text: &str, payload_bytes_max: usize) -> Result<ClientRequest<'_>, 
     }
 }
 
-fn parse_message(fields: Fields<'_>, payload_bytes_max: usize) -> Result<Outgoing<'_>, Refusal<'_>> {
+pub(super) fn parse_message(fields: Fields<'_>, payload_bytes_max: usize) -> Result<Outgoing<'_>, Refusal<'_>> {
     let msg_id = fields.msg_id;
     let refuse = |code, reason, msg_id| Err(Refusal { code, reason, msg_id });
     if msg_id.as_ref().is_some_and(|id| id.is_empty() || id.len() > MSG_ID_BYTES_MAX) {
@@ -166,7 +166,7 @@ fn parse_message(fields: Fields<'_>, payload_bytes_max: usize) -> Result<Outgoin
     Ok(Outgoing { msg_id, to, field, payload, wants_ack, ttl_ms: fields.ttl_ms })
 }
 
-fn malformed(reason: &'static str) -> Refusal<'static> {
+pub(super) fn malformed(reason: &'static str) -> Refusal<'static> {
     Refusal { code: ErrorCode::Malformed, reason, msg_id: None }
 }
 

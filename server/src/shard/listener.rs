@@ -26,6 +26,16 @@ pub(crate) fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Tells whether `addr` could be bound by one process alone.
+///
+/// # Errors
+/// When somebody listens there already, or the address cannot be had at all.
+pub(crate) fn check_free(addr: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())
+}
+
 /// What accepting led to.
 pub(super) enum Accept {
     /// A connection, non-blocking.

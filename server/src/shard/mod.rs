@@ -47,7 +47,7 @@ pub use outbox::{Entry, OutboxLimits};
 pub use session::SessionLimits;
 pub use socket::Driver;
 pub use state::{Settings, Shared};
-pub use thread::{Parts, run};
+pub use thread::{Parts, run, try_rings};
 
-pub(crate) use listener::bind;
+pub(crate) use listener::{bind, check_free};
 use thread::Shard;

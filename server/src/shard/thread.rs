@@ -64,6 +64,8 @@ pub struct Parts {
     pub mailboxes: Vec<mailbox::Sender<Mail>>,
     /// How it reads and writes.
     pub driver: Driver,
+    /// Told once the shard serves.
+    pub on_start: Box<dyn FnOnce() + Send>,
 }
 
 /// A shard on its thread.
@@ -80,20 +82,36 @@ pub(super) struct Shard {
 /// When the runtime, the poller or the timer cannot be had.
 pub fn run(parts: Parts) -> io::Result<()> {
     match parts.driver {
-        Driver::Ring => {
-            let mut builder = io_uring::IoUring::builder();
-            builder.setup_single_issuer().setup_defer_taskrun().setup_cqsize(COMPLETION_ENTRIES);
-            RuntimeBuilder::<monoio::IoUringDriver>::new()
-                .uring_builder(builder)
-                .with_entries(SUBMISSION_ENTRIES)
-                .build()?
-                .block_on(turns(parts))
-        }
+        Driver::Ring => RuntimeBuilder::<monoio::IoUringDriver>::new()
+            .uring_builder(ring_builder())
+            .with_entries(SUBMISSION_ENTRIES)
+            .build()?
+            .block_on(turns(parts)),
         Driver::Direct => RuntimeBuilder::<monoio::LegacyDriver>::new().build()?.block_on(turns(parts)),
     }
 }
 
-async fn turns(parts: Parts) -> io::Result<()> {
+fn ring_builder() -> io_uring::Builder {
+    let mut builder = io_uring::IoUring::builder();
+    builder.setup_single_issuer().setup_defer_taskrun().setup_cqsize(COMPLETION_ENTRIES);
+    builder
+}
+
+/// Makes the rings that so many shards would need, on a thread of its own, and drops them again.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn try_rings(shards: NonZeroUsize) -> io::Result<()> {
+    let attempt = std::thread::Builder::new().name("try-rings".to_owned()).spawn(move || {
+        let rings: io::Result<Vec<io_uring::IoUring>> =
+            (0..shards.get()).map(|_| ring_builder().build(SUBMISSION_ENTRIES)).collect();
+        rings.map(drop)
+    })?;
+    attempt.join().unwrap_or_else(|_| Err(io::Error::other("the attempt has panicked")))
+}
+
+async fn turns(mut parts: Parts) -> io::Result<()> {
+    let on_start = std::mem::replace(&mut parts.on_start, Box::new(|| ()));
     let Parts { listener, mail, driver, .. } = &parts;
     let poller = Poller::new()?;
     let timer = tick_timer()?;
@@ -105,6 +123,7 @@ async fn turns(parts: Parts) -> io::Result<()> {
         Rc::new(Shard { state: RefCell::new(new_state(&parts)), poller, driver: *driver, is_over: Cell::new(false) });
     let mut events: Vec<Event> = Vec::with_capacity(EVENTS_MAX);
     let mut is_listening = true;
+    on_start();
     while !shard.is_over.get() {
         waiter.readable(false).await?;
         shard.poller.take(&mut events);
@@ -337,7 +356,7 @@ impl Shard {
                 let _ = reply.try_send(state.look(&client_id, hash));
             }
             Order::Publish { mut posted, reply, index } => {
-                if let Some(number) = state.publishers.expect(reply.clone(), index) {
+                if let Some(number) = state.publishers.expect(reply.clone(), index, state.clock.wall_ms) {
                     posted.origin = super::origin::Origin::publisher(number);
                     posted.wants_ack = true;
                     posted.ts_ms = state.clock.wall_ms;

@@ -1,0 +1,327 @@
+//! The command line and its environment. Every value is optional, so that "not given" can be told from a default:
+//! defaults live in [`Config`] alone and are shown here by [`command`].
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::error::{ContextKind, ContextValue};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+use ring::NodeId;
+
+use crate::config::{Config, IoChoice, LogFormat};
+
+/// What the environment variables' names begin with.
+const ENV_PREFIX: &str = "RTC_SERVER_";
+/// Flags that ask for something to be shown.
+const NOT_IN_ENVIRONMENT: [&str; 3] = ["print_config", "help", "version"];
+
+/// The flags, each also read from `RTC_SERVER_<NAME>`.
+#[allow(clippy::doc_markdown, reason = "the comments are what --help shows")]
+#[derive(Debug, Default, Parser)]
+#[command(
+    name = "rtc-server",
+    version,
+    about = "The socket node: keeps one WebSocket per client and passes messages between clients",
+    after_help = "Each flag may also come from the environment: --listen as RTC_SERVER_LISTEN.\n\
+                  Flags win over the environment, that over the file of --config, that over defaults.\n\
+                  The file's keys are the flags' names with underscores; lengths of time end in _ms there.\n\
+                  Bytes may be written as 4096, 256KiB, 1MiB, 2GiB; lengths of time as 500ms, 10s, 15m, 1h.",
+    disable_help_flag = true
+)]
+pub struct Args {
+    /// Where clients connect
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_addr, help_heading = "Addresses")]
+    pub listen: Option<SocketAddr>,
+    /// Where operators and publishers connect: health, metrics, publish, drain
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_addr, help_heading = "Addresses")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Allow both addresses to be other than loopback although nobody has to prove who they are
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
+        hide_possible_values = true,
+        help_heading = "Addresses"
+    )]
+    pub insecure_allow_anonymous: Option<bool>,
+    /// Origins whose pages may connect beside the node's own host; * for any
+    #[arg(long, value_name = "ORIGIN,…", value_delimiter = ',', help_heading = "Addresses")]
+    pub allowed_origins: Option<Vec<String>>,
+
+    /// This node's name: 1 to 64 of A-Z a-z 0-9 . _ -
+    #[arg(long, value_name = "ID", help_heading = "Node")]
+    pub node_id: Option<NodeId>,
+    /// The URL under which clients reach this node
+    #[arg(long, value_name = "ws://…", help_heading = "Node")]
+    pub advertise_url: Option<String>,
+    /// The zone it stands in
+    #[arg(long, value_name = "ZONE", help_heading = "Node")]
+    pub zone: Option<String>,
+    /// Threads that serve clients
+    #[arg(long, value_name = "N", value_parser = parse_shards, help_heading = "Node")]
+    pub shards: Option<NonZeroUsize>,
+    /// How sockets are read and written: io_uring, a system call each, or what the kernel allows
+    #[arg(long, value_name = "KIND", value_enum, help_heading = "Node")]
+    pub io: Option<IoChoice>,
+    /// Serve /ws/echo, for conformance suites and raw benchmarks
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
+        hide_possible_values = true,
+        help_heading = "Node"
+    )]
+    pub echo: Option<bool>,
+    /// Kafka brokers, for several nodes; this build runs alone and refuses it
+    #[arg(long, value_name = "HOST:PORT,…", help_heading = "Node")]
+    pub kafka: Option<String>,
+    /// Redis, for several nodes; this build runs alone and refuses it
+    #[arg(long, value_name = "redis://…", help_heading = "Node")]
+    pub redis: Option<String>,
+
+    /// Open connections
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "Limits")]
+    pub connections_max: Option<usize>,
+    /// New connections in a second
+    #[arg(long, value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
+    pub accepts_per_second_max: Option<u32>,
+    /// A message's payload
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Limits")]
+    pub message_bytes_max: Option<usize>,
+    /// A message to /ws/echo
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Limits")]
+    pub echo_bytes_max: Option<usize>,
+    /// An upgrade request, headers and all
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Limits")]
+    pub request_bytes_max: Option<usize>,
+    /// What waits on the way to one client
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Limits")]
+    pub outbox_bytes_max: Option<usize>,
+    /// Messages that wait on the way to one client
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "Limits")]
+    pub outbox_messages_max: Option<usize>,
+
+    /// From a connection's first byte to its upgrade
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
+    pub handshake_timeout: Option<Duration>,
+    /// Silence after which a client is pinged
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
+    pub ping_interval: Option<Duration>,
+    /// How long it may take to answer
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
+    pub pong_timeout: Option<Duration>,
+    /// How long a full outbox may stand still before its connection is closed
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
+    pub stall_timeout: Option<Duration>,
+    /// How long a recipient may leave a message unacknowledged before the sender is told that it is held
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
+    pub ack_wait: Option<Duration>,
+    /// How long a publisher waits to learn what became of a message
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
+    pub publish_wait: Option<Duration>,
+    /// Time over which a drain spreads the closing of connections
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
+    pub drain_window: Option<Duration>,
+
+    /// Age at which an undelivered message is dropped and counted as expired
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Replay buffers")]
+    pub message_ttl: Option<Duration>,
+    /// How long it is remembered that a client has lost messages
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Replay buffers")]
+    pub buffer_memory: Option<Duration>,
+    /// Kept for one recipient
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Replay buffers")]
+    pub buffer_recipient_bytes_max: Option<usize>,
+    /// Messages kept for one recipient
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "Replay buffers")]
+    pub buffer_recipient_messages_max: Option<usize>,
+    /// Kept of one sender, by the whole node
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Replay buffers")]
+    pub buffer_sender_bytes_max: Option<usize>,
+    /// Kept by the whole node
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Replay buffers")]
+    pub buffer_bytes_max: Option<usize>,
+
+    /// What is logged: off, error, warn, info, debug, trace, or a list such as warn,rtc_server=debug
+    #[arg(long, value_name = "LEVEL", help_heading = "Logs")]
+    pub log: Option<String>,
+    /// How, on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, help_heading = "Logs")]
+    pub log_format: Option<LogFormat>,
+
+    /// A TOML file; config/server.example.toml lists its keys
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the configuration that results, as such a file, and exit
+    #[arg(long)]
+    pub print_config: bool,
+    /// Print help
+    #[arg(short, long, action = ArgAction::HelpShort)]
+    pub help: Option<bool>,
+}
+
+/// Reads the command line and the environment.
+///
+/// # Errors
+/// Also for `--help` and `--version`, which are not failures: ask [`clap::Error::exit_code`].
+pub fn parse() -> Result<Args, clap::Error> {
+    Args::from_arg_matches(&command().try_get_matches()?)
+}
+
+/// Explains in one line why a command line cannot be read.
+pub fn explain(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    // The first line says it, a tip may follow; the usage is for `--help`.
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
+    let line = lines.collect::<Vec<_>>().join("; ").replace("For more information, try", "see");
+    let line = line.strip_prefix("error: ").unwrap_or(&line).trim_end_matches('.');
+    match variable_behind(error) {
+        Some(variable) => format!("{line} (it came from {variable})"),
+        None => line.to_owned(),
+    }
+}
+
+/// The environment variable that a refused value came from, if it was not on the command line.
+fn variable_behind(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
+    let flag = shown.split([' ', '[', '=']).next()?;
+    let variable = format!("{ENV_PREFIX}{}", flag.strip_prefix("--")?.replace('-', "_").to_uppercase());
+    let is_on_command_line = std::env::args().any(|arg| arg.split('=').next() == Some(flag));
+    (!is_on_command_line && std::env::var_os(&variable).is_some()).then_some(variable)
+}
+
+/// Environment variables that look like flags and are none: misspelt, most likely.
+pub fn unknown_variables() -> Vec<String> {
+    let command = command();
+    let known: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
+    std::env::vars_os()
+        .filter(|(name, _)| !known.contains(&name.as_os_str()))
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .filter(|name| name.starts_with(ENV_PREFIX))
+        // Kubernetes sets these in every container beside a service called rtc-server.
+        .filter(|name| !name.contains("_SERVICE_") && !name.starts_with("RTC_SERVER_PORT"))
+        .collect()
+}
+
+/// The command, each flag with its environment variable and, in its help, its default from [`Config::default`].
+fn command() -> clap::Command {
+    let defaults = Config::default().shown_defaults();
+    Args::command().mut_args(|arg| {
+        let name = arg.get_id().as_str().to_owned();
+        if NOT_IN_ENVIRONMENT.contains(&name.as_str()) {
+            return arg;
+        }
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let help = match defaults.iter().find(|(key, _)| *key == name) {
+            Some((_, default)) => format!("{help} [default: {default}]"),
+            None => help,
+        };
+        // The command is made once or twice in the life of a process, and clap wants names that outlive it.
+        let variable: &'static str = format!("{ENV_PREFIX}{}", name.to_uppercase()).leak();
+        arg.help(help).env(variable).hide_env(true)
+    })
+}
+
+/// An IP address with a port; `localhost` means 127.0.0.1.
+fn parse_addr(text: &str) -> Result<SocketAddr, String> {
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse().map_err(|_| "give an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
+}
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("give a whole number from 1 up".to_owned()),
+        Ok(count) => Ok(count),
+    }
+}
+
+fn parse_shards(text: &str) -> Result<NonZeroUsize, String> {
+    parse_count(text).map(|count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN))
+}
+
+fn parse_rate(text: &str) -> Result<u32, String> {
+    parse_count(text)?.try_into().map_err(|_| format!("give at most {}", u32::MAX))
+}
+
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    let (digits, unit) = split_unit(text);
+    let factor: usize = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err("give bytes as 4096, 256KiB, 1MiB or 2GiB".to_owned()),
+    };
+    let count: Option<usize> = digits.parse().ok();
+    match count.and_then(|count| count.checked_mul(factor)) {
+        None | Some(0) => Err("give bytes as 4096, 256KiB, 1MiB or 2GiB, from 1 up".to_owned()),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = split_unit(text);
+    let factor: u64 = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("give a length of time with its unit: 500ms, 10s, 15m or 1h".to_owned()),
+    };
+    let count: Option<u64> = digits.parse().ok();
+    let millis = count.and_then(|count| count.checked_mul(factor));
+    millis.map(Duration::from_millis).ok_or_else(|| "give a whole number with a unit: 500ms, 10s, 15m or 1h".to_owned())
+}
+
+fn split_unit(text: &str) -> (&str, &str) {
+    text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_consistent_and_shows_a_default_for_every_flag() {
+        command().debug_assert();
+        for arg in command().get_arguments() {
+            let name = arg.get_id().as_str();
+            if matches!(name, "help" | "version" | "config" | "print_config") {
+                continue;
+            }
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("[default: "), "{name}: {help}");
+        }
+    }
+
+    #[test]
+    fn bytes_times_and_addresses_are_read_with_their_units() {
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("256KiB"), Ok(256 << 10));
+        assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
+        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("15m"), Ok(Duration::from_secs(900)));
+        assert_eq!(parse_addr("localhost:1"), Ok(([127, 0, 0, 1], 1).into()));
+        for bad in ["", "0", "-1", "1kb", "1.5MiB", "99999999999999GiB", "MiB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "10", "s", "1d", "-1s", "1.5s", "99999999999999999999s", "18446744073709551615h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        for bad in ["", ":8080", "127.0.0.1", "localhost:99999", "example.com:80"] {
+            assert!(parse_addr(bad).is_err(), "{bad}");
+        }
+    }
+}
