@@ -99,9 +99,9 @@ impl Node {
             mailboxes.push(sender);
             receivers.push(receiver);
         }
-        let node_id = settings.node_id.clone();
         let bus = Arc::new(LocalBus::default());
         bus.join(settings.node_id.clone(), mailboxes.clone());
+        let node_id = settings.node_id.clone();
         let settings = Arc::new(settings);
         let shared = Arc::new(Shared::default());
         let counters: Vec<_> = (0..shards.get()).map(|_| Arc::new(Counters::default())).collect();

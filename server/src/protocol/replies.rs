@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn replies_are_the_frames_they_should_be() {
-        check(|out| Replies::pong(out), r#"{"type":"pong"}"#);
+        check(Replies::pong, r#"{"type":"pong"}"#);
         check(|out| Replies::ack(out, r#"m\"1"#, AckStatus::Held), r#"{"type":"ack","msgId":"m\"1","status":"held"}"#);
         check(
             |out| Replies::error(out, ErrorCode::Malformed, "no", None),
