@@ -1,9 +1,14 @@
 //! The result of a run, made once from the tally and then written in three forms.
 
+mod environment;
+pub(crate) mod html;
 pub(crate) mod json;
+mod plot;
 pub(crate) mod text;
 
 use serde::Serialize;
+
+use self::environment::Environment;
 
 use crate::{
     args::Scenario,
@@ -40,6 +45,7 @@ pub(crate) struct Report {
     pub(crate) verdict: crate::targets::Outcome,
     #[serde(rename = "loop")]
     pub(crate) pacing: &'static str,
+    pub(crate) urls: Vec<String>,
     pub(crate) connections: u32,
     pub(crate) opened: u64,
     pub(crate) failed: u64,
@@ -72,6 +78,7 @@ pub(crate) struct Report {
     pub(crate) targets: Vec<String>,
     pub(crate) generator: GeneratorReport,
     pub(crate) server: Option<ServerReport>,
+    pub(crate) environment: Environment,
     #[serde(skip)]
     pub(crate) measures: Measures,
 }
@@ -145,6 +152,7 @@ impl Report {
             scenario: config.scenario.name(),
             verdict: outcome,
             pacing,
+            urls: config.servers.iter().map(|server| format!("ws://{}{}", server.authority, server.path)).collect(),
             connections: config.connections,
             opened,
             failed,
@@ -181,6 +189,7 @@ impl Report {
             targets: config.targets.iter().map(ToString::to_string).collect(),
             generator,
             server,
+            environment: Environment::read(),
             measures,
         }
     }
