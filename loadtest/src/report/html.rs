@@ -60,7 +60,7 @@ fn write_page(html: &mut String, report: &Report) -> fmt::Result {
 
 fn write_head(html: &mut String, report: &Report, verdict: &str) -> fmt::Result {
     let pacing = match (report.pacing, report.depth) {
-        ("open", _) => "open loop: latency counts from the time a message was due".to_owned(),
+        ("open", _) => "open loop: latency counts from the intended time".to_owned(),
         ("closed", Some(depth)) => {
             format!("closed loop with {depth} in flight per connection: latency counts from the send")
         }
@@ -225,7 +225,7 @@ fn write_throughput(html: &mut String, report: &Report) -> fmt::Result {
         let points = points.map(|(index, count)| (middle(index), approximate(*count) / bucket_s)).collect();
         Line { name, class, points }
     };
-    let mut lines = vec![rates("received", "first", received)];
+    let mut lines = vec![rates(if report.sent > 0 { "received" } else { "opened" }, "first", received)];
     if report.pacing == "open" {
         lines.push(rates("intended", "second dashed", intended));
     }

@@ -9,8 +9,10 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
-/// A label this close to the last one would touch it.
-const LABEL_WIDTH: f64 = 52.0;
+/// Of a character of a label, on average.
+const CHARACTER_WIDTH: f64 = 7.5;
+/// Between two labels.
+const LABEL_GAP: f64 = 8.0;
 
 /// One axis: where a value lies from 0 to 1, and which values are named.
 pub(crate) struct Axis {
@@ -37,10 +39,11 @@ impl Axis {
         Self { title, ticks, min: 0.0, max: count * step, scale: Scale::Linear }
     }
 
-    /// From 0 to exactly `max`, for time.
+    /// From 0 to `max`, round or not, for time.
     pub(crate) fn exact(title: &'static str, max: f64, name: impl Fn(f64) -> String) -> Self {
         let mut axis = Self::linear(title, max, name);
-        axis.ticks.retain(|(value, _)| *value <= max);
+        // A run is measured to the microsecond: its last second may be a little short.
+        axis.ticks.retain(|(value, _)| *value <= max * 1.001);
         axis.max = max;
         axis
     }
@@ -109,7 +112,7 @@ fn draw(svg: &mut String, description: &str, x: &Axis, y: &Axis, bands: &[Band],
         let (left, right) = (across(*from), across(*to));
         let width = right - left;
         write!(svg, r#"<rect class="band" x="{left:.1}" y="{TOP}" width="{width:.1}" height="{plot_height}"/>"#)?;
-        if width >= LABEL_WIDTH {
+        if width >= label_width(label) {
             let middle = left + width / 2.0;
             write!(
                 svg,
@@ -127,9 +130,16 @@ fn draw(svg: &mut String, description: &str, x: &Axis, y: &Axis, bands: &[Band],
     for (value, name) in &x.ticks {
         let at = across(*value);
         write!(svg, r#"<line class="grid" x1="{at:.1}" x2="{at:.1}" y1="{floor}" y2="{}"/>"#, floor + 5.0)?;
-        if at - labelled_to >= LABEL_WIDTH {
-            write!(svg, r#"<text class="tick" x="{at:.1}" y="{}" text-anchor="middle">{name}</text>"#, floor + 19.0)?;
-            labelled_to = at;
+        // Centred under its tick, except where that would leave the drawing.
+        let width = label_width(name);
+        let middle = at.min(WIDTH - width / 2.0);
+        if middle - width / 2.0 >= labelled_to {
+            write!(
+                svg,
+                r#"<text class="tick" x="{middle:.1}" y="{}" text-anchor="middle">{name}</text>"#,
+                floor + 19.0
+            )?;
+            labelled_to = middle + width / 2.0 + LABEL_GAP;
         }
     }
     write!(svg, r#"<line class="axis" x1="{LEFT}" x2="{:.1}" y1="{floor}" y2="{floor}"/>"#, WIDTH - RIGHT)?;
@@ -144,6 +154,10 @@ fn draw(svg: &mut String, description: &str, x: &Axis, y: &Axis, bands: &[Band],
     }
     svg.push_str("</svg>");
     Ok(())
+}
+
+fn label_width(label: &str) -> f64 {
+    label.chars().map(|_| CHARACTER_WIDTH).sum()
 }
 
 /// The names of the lines, each with a sample of its stroke.

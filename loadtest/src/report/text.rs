@@ -20,7 +20,11 @@ fn write(report: &Report, text: &mut String) -> fmt::Result {
     };
     writeln!(text, "{}: {} connections{loop_kind}", report.scenario, grouped(report.opened))?;
     let connects = &report.connects;
-    writeln!(text, "  connects      {}/s ({:.2} s)", grouped_float(connects.per_second), connects.opening_s)?;
+    write!(text, "  connects      {}/s", grouped_float(connects.per_second))?;
+    if connects.opening_s > 0.0 {
+        write!(text, " ({:.2} s)", connects.opening_s)?;
+    }
+    writeln!(text)?;
     write_latency(text, "handshake", &report.handshake_us)?;
     if report.sent > 0 {
         match (report.rate.intended, report.depth) {
