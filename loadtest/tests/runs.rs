@@ -64,6 +64,12 @@ fn a_server_that_behaves_passes() {
 }
 
 #[test]
+fn more_under_way_than_the_sockets_hold_does_not_stop_either_end() {
+    let line = "echo --connections 1 --depth 32 --payload 1000000 --duration 300ms --warm-up 0s --target received>=32";
+    assert_eq!(report(line, Fault::None).0, 0);
+}
+
+#[test]
 fn an_open_loop_sends_exactly_its_schedule() {
     let (_, report) = steady_report(P2P, Fault::None);
     assert_eq!(count(&report, "sent"), 1000, "2000/s for half a second: {report}");
