@@ -35,6 +35,16 @@ impl Scenario {
     }
 }
 
+/// What carries the I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DriverChoice {
+    /// `io_uring`, or epoll where the kernel refuses it
+    Auto,
+    /// epoll, to measure as older kernels would
+    Epoll,
+}
+
 /// Drives WebSocket servers and proves, message by message, what became of the load.
 ///
 /// Flags win over environment variables, those over the file given by --config, and that over the defaults.
@@ -112,6 +122,10 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_CPUS", value_name = "CPU")]
     pub(crate) cpus: Option<Vec<u32>>,
 
+    /// What carries the I/O [default: auto]
+    #[arg(long, value_enum, env = "RTC_LOADTEST_DRIVER", value_name = "DRIVER")]
+    pub(crate) driver: Option<DriverChoice>,
+
     /// Local addresses to connect from, taken in turn [default: 127.1.0.1, 127.1.0.2, … towards a loopback server, else the system's choice]
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_SOURCE_ADDRESSES", value_name = "IP")]
     pub(crate) source_addresses: Option<Vec<IpAddr>>,
@@ -179,6 +193,7 @@ impl Args {
             processes: self.processes.or(fallback.processes),
             threads: self.threads.or(fallback.threads),
             cpus: self.cpus.or(fallback.cpus),
+            driver: self.driver.or(fallback.driver),
             source_addresses: self.source_addresses.or(fallback.source_addresses),
             seed: self.seed.or(fallback.seed),
             target: self.target.or(fallback.target),

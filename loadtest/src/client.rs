@@ -24,6 +24,8 @@ use crate::{
 
 /// What a hot connection reads into. Frames that end beyond it are assembled by the decoder.
 const READ_BUFFER_BYTES: usize = 16 * 1024;
+/// What the buffers of two connected sockets hold at the least, in either direction.
+const SOCKET_BUFFER_BYTES: u64 = 64 * 1024;
 /// Buffers kept for connections that hold none while they are silent.
 const POOLED_BUFFERS_MAX: usize = 64;
 /// Server messages are never larger than what was sent, echoed, plus an envelope.
@@ -204,6 +206,26 @@ pub(crate) enum Waiting {
     Cold(BufferPool),
 }
 
+/// Who writes the answers to what was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answering {
+    /// The reading task, before it reads on: cheapest. Only where all that can be under way on the connection fits into
+    /// the sockets' buffers: else both ends could wait for the other to read.
+    Inline,
+    /// A task of its own.
+    Apart,
+}
+
+impl Answering {
+    /// The way to answer where at most `in_flight_bytes` are under way; `None` where nothing bounds them.
+    pub(crate) fn for_bytes(in_flight_bytes: Option<u64>) -> Self {
+        match in_flight_bytes {
+            Some(bytes) if bytes <= SOCKET_BUFFER_BYTES => Self::Inline,
+            Some(_) | None => Self::Apart,
+        }
+    }
+}
+
 /// Read buffers of the connections that hold none while they wait.
 #[derive(Clone, Default)]
 pub(crate) struct BufferPool(Rc<RefCell<Vec<Vec<u8>>>>);
@@ -234,17 +256,24 @@ impl Link {
         mut self,
         mut conversation: impl Conversation,
         waiting: Waiting,
+        answering: Answering,
         clock: Clock,
     ) -> Ending {
         let mut input = std::mem::take(&mut self.surplus);
         let ending = loop {
             if !input.is_empty() {
-                match self.handle(&mut input, &mut conversation, clock.now()) {
-                    Ok(()) => {}
-                    Err(ending) => break ending,
+                if let Err(ending) = self.handle(&mut input, &mut conversation, clock.now()) {
+                    break ending;
                 }
-                if let Err(error) = self.sender.flush().await {
-                    break Ending::Io(error.kind());
+                let has_answers = self.sender.outbox.borrow().queued_bytes() > 0;
+                match answering {
+                    Answering::Inline => {
+                        if let Err(error) = self.sender.flush().await {
+                            break Ending::Io(error.kind());
+                        }
+                    }
+                    Answering::Apart if has_answers => self.sender.flush_soon(),
+                    Answering::Apart => {}
                 }
             }
             let (result, returned) = match &waiting {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{Args, Scenario, Span},
+    args::{Args, DriverChoice, Scenario, Span},
     payload::{ECHO_BYTES_MIN, ECHO_CONNECTIONS_MAX, MESSAGE_BYTES_MIN},
     schedule::Rate,
     targets::{Pacing, Target},
@@ -95,6 +95,7 @@ pub(crate) struct Config {
     pub(crate) processes: u32,
     pub(crate) threads: u32,
     pub(crate) cpus: Vec<u32>,
+    pub(crate) driver: DriverChoice,
     /// Empty: the system chooses.
     pub(crate) sources: Vec<IpAddr>,
     pub(crate) seed: u64,
@@ -159,6 +160,7 @@ pub(crate) fn with_defaults(args: Args) -> Result<Args> {
         receiver_acks: Some(false),
         processes: Some(1),
         threads: Some(1),
+        driver: Some(DriverChoice::Auto),
         quiet: Some(false),
         ..Args::default()
     };
@@ -215,6 +217,7 @@ impl TryFrom<Args> for Config {
             processes,
             threads,
             cpus: args.cpus.unwrap_or_default(),
+            driver: args.driver.unwrap_or(DriverChoice::Auto),
             sources,
             seed,
             targets: args.target.unwrap_or_default(),

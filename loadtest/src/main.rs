@@ -34,7 +34,7 @@ use crate::{
     args::Args,
     config::Config,
     progress::Onlooker,
-    report::{Report, json, text},
+    report::{Report, html, json, text},
 };
 
 #[global_allocator]
@@ -89,6 +89,9 @@ fn run(config: &Arc<Config>) -> Result<u8> {
     let report = Report::new(config, tally, usage);
     if let Some(path) = &config.json {
         json::write(&report, path)?;
+    }
+    if let Some(path) = &config.html {
+        html::write(&report, path)?;
     }
     let is_stdout_taken = config.json.as_deref() == Some(std::path::Path::new("-"));
     match (config.quiet, is_stdout_taken) {

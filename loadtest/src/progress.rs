@@ -38,8 +38,8 @@ struct ServerWatch {
     pid: u32,
     before: Usage,
     at_open: Option<Usage>,
-    at_measure: Option<Usage>,
-    at_end: Option<Usage>,
+    at_measure: Option<(Instant, Usage)>,
+    at_end: Option<(Instant, Usage)>,
 }
 
 impl Onlooker {
@@ -82,10 +82,14 @@ impl Onlooker {
     pub(crate) fn finish(self) -> Option<ServerUsage> {
         self.bar.finish_and_clear();
         let server = self.server?;
-        let (at_open, at_measure, at_end) = (server.at_open?, server.at_measure?, server.at_end?);
+        let at_open = server.at_open?;
+        let ((start, at_measure), (end, at_end)) = (server.at_measure?, server.at_end?);
+        let cpu = Duration::from_nanos(at_end.cpu.saturating_sub(at_measure.cpu));
+        // As with our own CPU: divided by the time between the two looks, which may have come late.
+        let between = end.duration_since(start).as_secs_f64().max(f64::MIN_POSITIVE);
         Some(ServerUsage {
             pid: server.pid,
-            cpu: at_end.cpu.saturating_sub(at_measure.cpu),
+            cpu_cores: cpu.as_secs_f64() / between,
             rss_before_bytes: server.before.rss_bytes,
             rss_open_bytes: at_open.rss_bytes,
             rss_end_bytes: at_end.rss_bytes,
@@ -141,7 +145,7 @@ impl Observer for Onlooker {
             }
             if let Some(server) = &mut self.server {
                 // A server that has died in between is reported by its connections.
-                let usage = procfs::usage(server.pid).ok();
+                let usage = procfs::usage(server.pid).ok().map(|usage| (Instant::now(), usage));
                 if self.phase >= Phase::Measuring && server.at_measure.is_none() {
                     server.at_measure = usage;
                 }

@@ -1,9 +1,14 @@
 //! The result of a run, made once from the tally and then written in three forms.
 
+mod environment;
+pub(crate) mod html;
 pub(crate) mod json;
+mod plot;
 pub(crate) mod text;
 
 use serde::Serialize;
+
+use self::environment::Environment;
 
 use crate::{
     args::Scenario,
@@ -16,16 +21,17 @@ use crate::{
 
 const NANOS_PER_MICRO: f64 = 1000.0;
 const NANOS_PER_SECOND: f64 = 1e9;
+const MICROS_PER_SECOND: f64 = 1e6;
 
 /// Version of the JSON report.
 const SCHEMA: u32 = 1;
 
 /// What the server's process used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct ServerUsage {
     pub(crate) pid: u32,
     /// Within the measured window.
-    pub(crate) cpu: Nanos,
+    pub(crate) cpu_cores: f64,
     /// Before the first connection, and when all were open.
     pub(crate) rss_before_bytes: u64,
     pub(crate) rss_open_bytes: u64,
@@ -40,6 +46,7 @@ pub(crate) struct Report {
     pub(crate) verdict: crate::targets::Outcome,
     #[serde(rename = "loop")]
     pub(crate) pacing: &'static str,
+    pub(crate) urls: Vec<String>,
     pub(crate) connections: u32,
     pub(crate) opened: u64,
     pub(crate) failed: u64,
@@ -72,6 +79,7 @@ pub(crate) struct Report {
     pub(crate) targets: Vec<String>,
     pub(crate) generator: GeneratorReport,
     pub(crate) server: Option<ServerReport>,
+    pub(crate) environment: Environment,
     #[serde(skip)]
     pub(crate) measures: Measures,
 }
@@ -131,7 +139,7 @@ impl Report {
         let judged = figures.judged(config, &tally);
         let Verdict { outcome, void_reasons, failures } = judge(&judged, &config.targets);
         let generator = GeneratorReport::new(config, &tally, &figures);
-        let server = server.map(|usage| ServerReport::new(usage, &tally));
+        let server = server.map(|usage| ServerReport::new(usage, &tally, &figures));
         let (failed, errors) = (tally.failed(), errors(&tally));
         let Tally { ledger, measures, opened, .. } = tally;
         let latency = latency_report(&judged.messages);
@@ -145,6 +153,7 @@ impl Report {
             scenario: config.scenario.name(),
             verdict: outcome,
             pacing,
+            urls: config.servers.iter().map(|server| format!("ws://{}{}", server.authority, server.path)).collect(),
             connections: config.connections,
             opened,
             failed,
@@ -181,6 +190,7 @@ impl Report {
             targets: config.targets.iter().map(ToString::to_string).collect(),
             generator,
             server,
+            environment: Environment::read(),
             measures,
         }
     }
@@ -213,7 +223,7 @@ impl Figures {
             } else {
                 per_second(tally.opened, opening_s)
             },
-            cpu_share: per_second(tally.cpu, measured_s) / NANOS_PER_SECOND / f64::from(config.workers()),
+            cpu_share: tally.cpu_cores / f64::from(config.workers()),
         }
     }
 
@@ -245,19 +255,19 @@ impl GeneratorReport {
             processes: config.processes,
             threads: config.threads,
             cpu_share: figures.cpu_share,
-            cpu_us_per_message: cpu_us_per_message(tally.cpu, tally),
+            cpu_us_per_message: cpu_us_per_message(tally.cpu_cores, figures),
             driver: if tally.workers_on_epoll == 0 { "io_uring" } else { "epoll" },
         }
     }
 }
 
 impl ServerReport {
-    fn new(usage: ServerUsage, tally: &Tally) -> Self {
+    fn new(usage: ServerUsage, tally: &Tally, figures: &Figures) -> Self {
         let growth = approximate(usage.rss_open_bytes) - approximate(usage.rss_before_bytes);
         Self {
             pid: usage.pid,
-            cpu_cores: per_second(usage.cpu, seconds(tally.measured)) / NANOS_PER_SECOND,
-            cpu_us_per_message: cpu_us_per_message(usage.cpu, tally),
+            cpu_cores: usage.cpu_cores,
+            cpu_us_per_message: cpu_us_per_message(usage.cpu_cores, figures),
             rss_before_bytes: usage.rss_before_bytes,
             rss_open_bytes: usage.rss_open_bytes,
             rss_end_bytes: usage.rss_end_bytes,
@@ -275,9 +285,9 @@ fn per_second(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { approximate(count) / seconds } else { 0.0 }
 }
 
-fn cpu_us_per_message(cpu: Nanos, tally: &Tally) -> Option<f64> {
-    let messages = tally.measures.received_in_window;
-    (messages > 0).then(|| approximate(cpu) / NANOS_PER_MICRO / approximate(messages))
+/// Messages, or in a storm connections, share what was used of `cores`.
+fn cpu_us_per_message(cores: f64, figures: &Figures) -> Option<f64> {
+    (figures.rate > 0.0).then(|| cores * MICROS_PER_SECOND / figures.rate)
 }
 
 /// Everything that went wrong, by cause.

@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     recorder::Window,
     tally::Tally,
+    targets::approximate,
     worker::{Control, Worker, window},
 };
 
@@ -79,22 +80,30 @@ pub(crate) fn run_process(config: &Arc<Config>, process: u32, observer: &mut dyn
     observer.ready()?;
     let window = window(config, clock.now() + START_DELAY);
     control.start(window.start);
-    let cpu = follow(&workers, window, clock, &control, observer);
+    let measured = follow(&workers, window, clock, &control, observer);
 
-    let mut tally = Tally { cpu: cpu.used, measured: cpu.measured, ..Tally::default() };
+    let mut tally = Tally { cpu_cores: measured.cores, measured: measured.length, ..Tally::default() };
     for worker in workers {
         tally.add(worker.join());
     }
     Ok(tally)
 }
 
-/// What this process spent within the window.
-struct Cpu {
-    used: Nanos,
-    measured: Nanos,
+/// What the coordinator itself saw of the window.
+struct Measured {
+    /// CPU of this process.
+    cores: f64,
+    /// Less than planned if the run was interrupted.
+    length: Nanos,
 }
 
-fn follow(workers: &[Worker], window: Window, clock: Clock, control: &Control, observer: &mut dyn Observer) -> Cpu {
+fn follow(
+    workers: &[Worker],
+    window: Window,
+    clock: Clock,
+    control: &Control,
+    observer: &mut dyn Observer,
+) -> Measured {
     let (mut at_measure, mut at_end) = (None, None);
     loop {
         let now = clock.now();
@@ -117,9 +126,14 @@ fn follow(workers: &[Worker], window: Window, clock: Clock, control: &Control, o
         thread::sleep(until_next_look(now, window));
     }
     let (Some((start, before)), Some((end, after))) = (at_measure, at_end) else {
-        return Cpu { used: 0, measured: 0 };
+        return Measured { cores: 0.0, length: 0 };
     };
-    Cpu { used: after - before, measured: end - start }
+    // On a busy machine this thread may look a little late: CPU is divided by the time between its own two looks.
+    let between = approximate(end - start).max(1.0);
+    Measured {
+        cores: approximate(after - before) / between,
+        length: end.min(window.end).saturating_sub(window.measure),
+    }
 }
 
 /// The window's edges are met to the microsecond, everything else on the coarse beat.

@@ -27,7 +27,7 @@ pub(crate) struct Tally {
     /// Connections opened within the measured window (storm).
     pub(crate) opened_in_window: u64,
     /// CPU of the generator within the measured window.
-    pub(crate) cpu: Nanos,
+    pub(crate) cpu_cores: f64,
     /// How long was measured; less than planned if the run was interrupted.
     pub(crate) measured: Nanos,
     /// Workers that fell back to epoll.
@@ -47,7 +47,7 @@ impl Tally {
         add_causes(&mut self.error_replies, other.error_replies);
         self.opening = self.opening.max(other.opening);
         self.opened_in_window += other.opened_in_window;
-        self.cpu += other.cpu;
+        self.cpu_cores += other.cpu_cores;
         self.measured = self.measured.max(other.measured);
         self.workers_on_epoll += other.workers_on_epoll;
         self.faults.extend(other.faults);

@@ -8,6 +8,7 @@ use thiserror::Error;
 use crate::{
     args::{Span, SpanError},
     clock::{Nanos, nanos},
+    report::text::micros,
 };
 
 /// Sends that may leave late before the generator, not the server, is what was measured.
@@ -306,7 +307,7 @@ fn connection_failures(judged: &Judged) -> Vec<String> {
         failures.push(format!("{} connections could not be opened or ended early", judged.failed));
     }
     if judged.missed_slots > 0 {
-        failures.push(format!("{} messages could not be sent when due", judged.missed_slots));
+        failures.push(format!("{} sends could not be made when due", judged.missed_slots));
     }
     failures
 }
@@ -334,7 +335,7 @@ impl Target {
             return None;
         }
         let shown = match self.quantity {
-            Quantity::Latency(..) => show_millis(measured),
+            Quantity::Latency(..) => micros(measured / 1000.0),
             Quantity::Count(_) => format!("{measured:.0}"),
             Quantity::Rate(_) => format!("{measured:.1}/s"),
         };
@@ -376,10 +377,6 @@ impl Quantity {
             Self::Rate(RateOf::Connects) => Some(judged.connects_per_second),
         }
     }
-}
-
-fn show_millis(nanos: f64) -> String {
-    format!("{:.3} ms", nanos / 1e6)
 }
 
 /// A count as a float, for ratios and comparisons.

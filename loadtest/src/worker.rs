@@ -18,7 +18,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use rustix::thread::CpuSet;
 
 use crate::{
-    args::Scenario,
+    args::{DriverChoice, Scenario},
     clock::{Clock, Nanos, nanos},
     config::Config,
     recorder::Window,
@@ -181,6 +181,7 @@ fn run(
     if !config.cpus.is_empty() {
         pin(config.cpus[index as usize % config.cpus.len()])?;
     }
+    let choice = config.driver;
     let work = |driver| async move {
         let ticker = Ticker::new()?;
         let context = Context { config, index, clock, driver, ticker, control, progress };
@@ -189,7 +190,9 @@ fn run(
         Ok(tally)
     };
     // A runtime is never dropped: operations may be in flight in it. The process ends soon after.
-    if let Ok(runtime) = build_uring() {
+    if choice == DriverChoice::Auto
+        && let Ok(runtime) = build_uring()
+    {
         return Box::leak(Box::new(runtime)).block_on(work(Driver::Uring));
     }
     let runtime = RuntimeBuilder::<LegacyDriver>::new().build()?;

@@ -50,6 +50,9 @@ fn a_server_that_behaves_passes() {
         P2P.to_owned(),
         format!("{P2P} --sender-acks --receiver-acks --payload 1000"),
         "p2p --connections 6 --depth 3 --receiver-acks --duration 300ms --warm-up 0s".to_owned(),
+        "echo --connections 4 --depth 4 --payload 100000 --duration 300ms --warm-up 0s".to_owned(),
+        "echo --connections 4 --depth 4 --driver epoll --duration 300ms --warm-up 0s".to_owned(),
+        format!("{P2P} --sender-acks --receiver-acks --driver epoll"),
         "p2p --connections 8 --rate 1000 --threads 2 --duration 300ms --warm-up 0s".to_owned(),
     ] {
         let (code, report) = steady_report(&line, Fault::None);
@@ -58,6 +61,12 @@ fn a_server_that_behaves_passes() {
         assert_eq!(count(&report, "sent"), count(&report, "received"), "{line}");
         assert!(report["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{line}: {report}");
     }
+}
+
+#[test]
+fn more_under_way_than_the_sockets_hold_does_not_stop_either_end() {
+    let line = "echo --connections 1 --depth 32 --payload 1000000 --duration 300ms --warm-up 0s --target received>=32";
+    assert_eq!(report(line, Fault::None).0, 0);
 }
 
 #[test]
@@ -133,9 +142,12 @@ fn targets_decide_between_pass_and_fail() {
 
 #[test]
 fn idle_sessions_are_opened_and_held() {
-    let (code, report) = report("idle --connections 50 --duration 200ms --target connects>1", Fault::None);
-    assert_eq!(code, 0, "{report}");
-    assert_eq!((count(&report, "opened"), count(&report, "failed")), (50, 0));
+    for driver in ["auto", "epoll"] {
+        let line = format!("idle --connections 50 --duration 200ms --target connects>1 --driver {driver}");
+        let (code, report) = report(&line, Fault::None);
+        assert_eq!(code, 0, "{report}");
+        assert_eq!((count(&report, "opened"), count(&report, "failed")), (50, 0));
+    }
 }
 
 #[test]
@@ -143,6 +155,7 @@ fn a_storm_counts_what_was_accepted() {
     for line in [
         "storm --duration 300ms --target connects>1",
         "storm --duration 300ms --rate 200",
+        "storm --duration 300ms --driver epoll",
         "storm --duration 300ms --hold --connections 20",
     ] {
         let (code, report) = steady_report(line, Fault::None);
@@ -204,6 +217,22 @@ fn bad_usage_exits_2_and_names_the_value() {
         assert_eq!(output.status.code(), Some(2), "{line}");
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(errors.contains(named), "{line}: {errors}");
+    }
+}
+
+#[test]
+fn the_page_is_whole_and_fetches_nothing() {
+    let path = std::env::temp_dir().join(format!("rtc-loadtest-{}.html", std::process::id()));
+    let (code, _) = steady_report(&format!("{P2P} --html {}", path.display()), Fault::None);
+    let page = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(code, 0);
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    for part in ["Latency by percentile", "Messages per second", "Ledger", "Setting", "<polyline"] {
+        assert!(page.contains(part), "{part}");
+    }
+    for fetched in ["<script", "src=", "href=", "url(", "@import"] {
+        assert!(!page.contains(fetched), "{fetched}");
     }
 }
 

@@ -20,7 +20,11 @@ fn write(report: &Report, text: &mut String) -> fmt::Result {
     };
     writeln!(text, "{}: {} connections{loop_kind}", report.scenario, grouped(report.opened))?;
     let connects = &report.connects;
-    writeln!(text, "  connects      {}/s ({:.2} s)", grouped_float(connects.per_second), connects.opening_s)?;
+    write!(text, "  connects      {}/s", grouped_float(connects.per_second))?;
+    if connects.opening_s > 0.0 {
+        write!(text, " ({:.2} s)", connects.opening_s)?;
+    }
+    writeln!(text)?;
     write_latency(text, "handshake", &report.handshake_us)?;
     if report.sent > 0 {
         match (report.rate.intended, report.depth) {
@@ -111,6 +115,7 @@ fn write_ledger(report: &Report, text: &mut String) -> fmt::Result {
 
 fn write_usage(report: &Report, text: &mut String) -> fmt::Result {
     let generator = &report.generator;
+    let each = if report.sent > 0 { "message" } else { "connection" };
     write!(
         text,
         "  generator     {:.0} % of {} cores",
@@ -118,16 +123,17 @@ fn write_usage(report: &Report, text: &mut String) -> fmt::Result {
         generator.processes * generator.threads
     )?;
     if let Some(micros) = generator.cpu_us_per_message {
-        write!(text, ", {micros:.2} µs CPU per message")?;
+        write!(text, ", {micros:.2} µs CPU per {each}")?;
     }
     writeln!(text, ", {}", generator.driver)?;
     if let Some(server) = &report.server {
         write!(text, "  server        {:.2} cores", server.cpu_cores)?;
         if let Some(micros) = server.cpu_us_per_message {
-            write!(text, ", {micros:.2} µs CPU per message")?;
+            write!(text, ", {micros:.2} µs CPU per {each}")?;
         }
         write!(text, ", {:.1} MiB resident", approximate(server.rss_open_bytes) / 1_048_576.0)?;
-        if let Some(bytes) = server.rss_bytes_per_connection {
+        // A server that has served before has memory to reuse: then the growth says nothing.
+        if let Some(bytes) = server.rss_bytes_per_connection.filter(|bytes| *bytes > 0.0) {
             write!(text, ", {bytes:.0} bytes per connection")?;
         }
         writeln!(text)?;
@@ -159,7 +165,8 @@ pub(crate) fn grouped(count: u64) -> String {
     text
 }
 
-fn grouped_float(value: f64) -> String {
+/// A rate, to be read.
+pub(crate) fn grouped_float(value: f64) -> String {
     if value < 100.0 {
         return format!("{value:.1}");
     }

@@ -4,7 +4,7 @@ use std::{cell::RefCell, io, rc::Rc};
 
 use super::{
     Desk, open_clients,
-    talk::{Caller, Departure, Departures, Seat, seat, talk},
+    talk::{Caller, Departure, Departures, Seat, answering, seat, talk},
 };
 use crate::{
     client::{Message, Outbox, open::Greeting},
@@ -21,11 +21,12 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let config = &context.config;
     let stamp = Rc::new(RefCell::new(EchoStamp::new(config.payload_bytes as usize, config.seed)));
     let seats: Rc<RefCell<Vec<Seat<EchoClient>>>> = Rc::default();
+    let answering = answering(&context.config);
     let each = {
         let (desk, seats, clock, pacing) = (Rc::clone(&desk), Rc::clone(&seats), context.clock, config.load.pacing());
         move |index, link| {
             let client = EchoClient::new(Rc::clone(&desk), Rc::clone(&stamp), index, pacing);
-            seats.borrow_mut().push(seat(clock, &desk, link, client));
+            seats.borrow_mut().push(seat(clock, answering, &desk, link, client));
         }
     };
     open_clients(context, &desk, Greeting::None, Rc::new(|_| String::new()), each).await?;

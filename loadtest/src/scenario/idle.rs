@@ -4,7 +4,7 @@ use std::{io, rc::Rc, time::Duration};
 
 use super::{Desk, GOODBYE_MAX, connect_query, is_session, open_clients, wait_until};
 use crate::{
-    client::{BufferPool, Conversation, Ending, Link, Message, Outbox, Sender, Waiting, open::Greeting},
+    client::{Answering, BufferPool, Conversation, Ending, Link, Message, Outbox, Sender, Waiting, open::Greeting},
     clock::{Clock, Nanos},
     tally::{Tally, count},
     worker::Context,
@@ -48,7 +48,7 @@ pub(super) fn hold(desk: &Rc<Desk>, link: Link, pool: &BufferPool, clock: Clock)
     desk.live.set(desk.live.get() + 1);
     let (desk, waiting) = (Rc::clone(desk), Waiting::Cold(pool.clone()));
     monoio::spawn(async move {
-        let ending = link.converse(Silence(Rc::clone(&desk)), waiting, clock).await;
+        let ending = link.converse(Silence(Rc::clone(&desk)), waiting, Answering::Apart, clock).await;
         desk.live.set(desk.live.get() - 1);
         if ending != Ending::Closed {
             count(&mut desk.tally.borrow_mut().endings, &ending.to_string());

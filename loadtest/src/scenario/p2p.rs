@@ -6,7 +6,7 @@ use std::{cell::RefCell, io, io::Write as _, rc::Rc};
 
 use super::{
     Desk, connect_query, open_clients,
-    talk::{Caller, Departure, Departures, Seat, seat, talk},
+    talk::{Caller, Departure, Departures, Seat, answering, seat, talk},
 };
 use crate::{
     client::{Message, Outbox, open::Greeting},
@@ -26,11 +26,12 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let desk = Desk::new();
     let exchange = Rc::new(Exchange::new(context, &desk));
     let seats: Rc<RefCell<Vec<Seat<PeerClient>>>> = Rc::default();
+    let answering = answering(&context.config);
     let each = {
         let (desk, exchange, seats, clock) = (Rc::clone(&desk), Rc::clone(&exchange), Rc::clone(&seats), context.clock);
         move |index, link| {
             let client = PeerClient::new(Rc::clone(&exchange), ClientIndex(index));
-            seats.borrow_mut().push(seat(clock, &desk, link, client));
+            seats.borrow_mut().push(seat(clock, answering, &desk, link, client));
         }
     };
     open_clients(context, &desk, Greeting::Welcome, connect_query(context), each).await?;

@@ -7,9 +7,9 @@ use std::{cell::RefCell, collections::VecDeque, io, rc::Rc, time::Duration};
 
 use super::{Desk, GOODBYE_MAX, wait_until};
 use crate::{
-    client::{Conversation, Ending, Link, Message, Outbox, Sender, Waiting},
+    client::{Answering, Conversation, Ending, Link, Message, Outbox, Sender, Waiting},
     clock::{Clock, Nanos},
-    config::Load,
+    config::{Config, Load},
     recorder::Window,
     schedule::Schedule,
     tally::count,
@@ -55,14 +55,23 @@ impl<C: Caller> Conversation for Listening<C> {
     }
 }
 
+/// How the clients of this run answer.
+pub(super) fn answering(config: &Config) -> Answering {
+    let payload_bytes = u64::from(config.payload_bytes);
+    Answering::for_bytes(match config.load {
+        Load::Closed { depth } => Some(u64::from(depth) * payload_bytes),
+        Load::Open { .. } | Load::Silent => None,
+    })
+}
+
 /// Gives `caller` its connection and starts to read it.
-pub(super) fn seat<C: Caller>(clock: Clock, desk: &Rc<Desk>, link: Link, caller: C) -> Seat<C> {
+pub(super) fn seat<C: Caller>(clock: Clock, answering: Answering, desk: &Rc<Desk>, link: Link, caller: C) -> Seat<C> {
     let caller = Rc::new(RefCell::new(caller));
     let sender = Rc::clone(&link.sender);
     let (desk, listening) = (Rc::clone(desk), Listening(Rc::clone(&caller)));
     desk.live.set(desk.live.get() + 1);
     monoio::spawn(async move {
-        let ending = link.converse(listening, Waiting::Hot, clock).await;
+        let ending = link.converse(listening, Waiting::Hot, answering, clock).await;
         desk.live.set(desk.live.get() - 1);
         if ending != Ending::Closed {
             count(&mut desk.tally.borrow_mut().endings, &ending.to_string());
