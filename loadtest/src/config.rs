@@ -192,7 +192,8 @@ impl TryFrom<Args> for Config {
         let duration = Duration::from(args.duration.context("no --duration")?);
         ensure!(duration >= Duration::from_millis(100), "--duration is under 100ms: nothing could be measured");
         let warm_up = args.warm_up.context("no --warm-up")?;
-        let sources = sources(args.source_addresses, &servers, connections);
+        let is_held = scenario != Scenario::Storm || args.hold == Some(true);
+        let sources = sources(args.source_addresses, &servers, connections, is_held);
         let seed = match args.seed {
             Some(seed) => seed,
             None => getrandom::u64().context("no randomness for the run's identity")?,
@@ -296,14 +297,17 @@ fn parse_url(url: &str, scenario: Scenario) -> Result<Server> {
 }
 
 /// The addresses to connect from: those given, or towards loopback as many of 127.0.0.0/8 as the connections need.
-fn sources(given: Option<Vec<IpAddr>>, servers: &[Server], connections: u32) -> Vec<IpAddr> {
+fn sources(given: Option<Vec<IpAddr>>, servers: &[Server], connections: u32, is_held: bool) -> Vec<IpAddr> {
     if let Some(given) = given {
         return given;
     }
     if !servers.iter().all(|server| matches!(server.addr.ip(), IpAddr::V4(ip) if ip.is_loopback())) {
         return Vec::new();
     }
-    // A storm churns through ports without end, so it gets the spread of many connections.
+    if !is_held {
+        // A storm's connections end with a reset, which frees the port at once.
+        return Vec::new();
+    }
     let count = connections.div_ceil(CONNECTIONS_PER_SOURCE).clamp(1, LOOPBACK_SOURCES_MAX);
     let octet = |part: u32| u8::try_from(part % 250 + 1).unwrap_or(1);
     (0..count).map(|index| IpAddr::V4(Ipv4Addr::new(127, 1, octet(index / 250), octet(index)))).collect()

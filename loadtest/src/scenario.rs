@@ -149,13 +149,14 @@ async fn open_clients(
     let started = context.clock.now();
     let is_done = Rc::new(Cell::new(false));
     let outcome = {
-        let (desk, progress) = (Rc::clone(desk), std::sync::Arc::clone(&context.progress));
+        let (desk, opener) = (Rc::clone(desk), Rc::clone(&opener));
+        let progress = std::sync::Arc::clone(&context.progress);
         move |index, outcome: Result<Opened, OpenError>| match outcome {
             Ok(new) => {
                 desk.recorder.borrow_mut().record_handshake(new.handshake);
                 desk.tally.borrow_mut().opened += 1;
                 progress.opened.fetch_add(1, Relaxed);
-                each(index, new.link);
+                each(index, opener.link(new));
                 ControlFlow::Continue(())
             }
             Err(error) => {

@@ -108,7 +108,9 @@ struct UnderWay {
 
 /// A connection that was opened, and how long it took.
 pub(crate) struct Opened {
-    pub(crate) link: Link,
+    stream: TcpStream,
+    /// What came right behind the handshake.
+    surplus: Vec<u8>,
     /// From the start of connecting to the server's 101.
     pub(crate) handshake: Nanos,
 }
@@ -173,9 +175,10 @@ impl Opener {
         let local = |error: io::Error| OpenError::Local(error.kind());
         let socket = Socket::new(Domain::for_address(server), Type::STREAM.nonblocking(), Some(Protocol::TCP));
         let socket = socket.map_err(local)?;
-        socket.set_tcp_nodelay(true).map_err(local)?;
-        if self.leaving == Leaving::Abruptly {
-            socket.set_linger(Some(Duration::ZERO)).map_err(local)?;
+        match self.leaving {
+            // A connection that is left so soon sends nothing that could be held back.
+            Leaving::Abruptly => socket.set_linger(Some(Duration::ZERO)).map_err(local)?,
+            Leaving::Gracefully => socket.set_tcp_nodelay(true).map_err(local)?,
         }
         if !self.sources.is_empty() {
             let source = self.sources[(index as usize / self.servers.len()) % self.sources.len()];
@@ -201,19 +204,16 @@ impl Opener {
         started: Nanos,
     ) -> Result<Opened, OpenError> {
         let lost = |error: io::Error| OpenError::Connect(error.kind());
-        let mut stream = TcpStream::from_std(stream).map_err(lost)?;
-        stream.writable(false).await.map_err(lost)?;
-        if let Some(error) = handle.take_error().map_err(lost)? {
-            return Err(lost(error));
-        }
         if self.driver == Driver::Uring {
             // On a nonblocking socket the ring would answer "would block" instead of waiting.
             handle.set_nonblocking(false).map_err(lost)?;
         }
+        let mut stream = TcpStream::from_std(stream).map_err(lost)?;
         let key = self.key();
         let mut request = Vec::with_capacity(512);
         let target = format!("{}{query}", server.path);
         encode_upgrade_request(&mut request, &server.authority, &target, key.as_str(), None, &[]);
+        // This waits for the connection, and fails as connecting failed.
         let (result, _) = stream.write_all(request).await;
         result.map_err(lost)?;
 
@@ -236,8 +236,13 @@ impl Opener {
         if self.greeting == Greeting::Welcome {
             self.await_welcome(&mut stream, &mut surplus).await?;
         }
+        Ok(Opened { stream, surplus, handshake })
+    }
+
+    /// What can be talked over.
+    pub(crate) fn link(&self, opened: Opened) -> Link {
         let seed = self.random.borrow_mut().next_u64();
-        Ok(Opened { link: Link::new(stream, surplus, self.payload_bytes, seed), handshake })
+        Link::new(opened.stream, opened.surplus, self.payload_bytes, seed)
     }
 
     /// Takes the welcome off the front of `surplus`, reading more as needed. It fits in one frame.

@@ -10,7 +10,7 @@ use super::{Desk, connect_query, idle::hold, opener, wait_until};
 use crate::{
     client::{
         BufferPool,
-        open::{Greeting, Leaving, Opened, Opener},
+        open::{Greeting, Leaving, Opener},
     },
     clock::Nanos,
     config::AfterHandshake,
@@ -150,9 +150,9 @@ impl Storm {
         let opened = self.opener.open(index, &(self.query)(index)).await;
         let now = self.opener.clock.now();
         match opened {
-            Ok(Opened { link, handshake }) => {
+            Ok(opened) => {
                 // With an intended time the wait for our own turn counts as well.
-                let handshake = due.map_or(handshake, |due| now.saturating_sub(due));
+                let handshake = due.map_or(opened.handshake, |due| now.saturating_sub(due));
                 let recorder = &mut *self.desk.recorder.borrow_mut();
                 if recorder.window().is_measured(now) {
                     recorder.record_handshake(handshake);
@@ -162,8 +162,10 @@ impl Storm {
                 self.desk.tally.borrow_mut().opened += 1;
                 self.progress.opened.fetch_add(1, Relaxed);
                 match self.after_handshake {
-                    AfterHandshake::Hold => hold(&self.desk, link, &self.pool, self.opener.clock),
-                    AfterHandshake::Close => drop(link),
+                    AfterHandshake::Hold => {
+                        hold(&self.desk, self.opener.link(opened), &self.pool, self.opener.clock);
+                    }
+                    AfterHandshake::Close => drop(opened),
                 }
                 true
             }

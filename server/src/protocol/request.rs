@@ -116,8 +116,13 @@ pub fn parse(text: &str, payload_bytes_max: usize) -> Result<ClientRequest<'_>, 
     let fields = match scan(text) {
         Some(fields) => fields,
         None if json::is_too_deep(text) => return Err(malformed("nested too deep")),
-        None if json::has_lone_surrogate(text) => return Err(malformed("lone surrogate in a string")),
-        None => plain_fields(text).ok_or_else(|| malformed("not a JSON object of this protocol"))?,
+        None => {
+            let fields = plain_fields(text).ok_or_else(|| malformed("not a JSON object of this protocol"))?;
+            if json::has_lone_surrogate(text) {
+                return Err(Refusal { msg_id: fields.msg_id, ..malformed("lone surrogate in a string") });
+            }
+            fields
+        }
     };
     match &*fields.kind {
         "message" => parse_message(fields, payload_bytes_max).map(ClientRequest::Message),

@@ -172,9 +172,10 @@ impl State {
         let to = arrival.to;
         let accepted = if let Some(key) = self.find_session(arrival.hash, to) {
             let session = self.sessions.get_mut(key)?;
-            let connection = session.connection;
             let accepted = session.accept(inbound, &mut self.store, self.settings.session, &mut self.answers);
-            if accepted == Accepted::Queued {
+            if accepted == Accepted::Queued
+                && let Some(connection) = self.connection_of(key)
+            {
                 self.wake(connection);
             }
             accepted
@@ -183,7 +184,7 @@ impl State {
         } else {
             match self.store.append(to, inbound.keep(0), Room::IfFree, self.clock.wall_ms) {
                 Poll::Ready(Appended::Kept) => Accepted::Kept,
-                Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
+                Poll::Ready(Appended::Repeated) => Accepted::Repeated(AckStatus::Held),
                 Poll::Ready(Appended::Refused(cause)) => Accepted::Refused(cause),
                 Poll::Pending => Accepted::Queued,
             }
@@ -199,7 +200,14 @@ impl State {
             }
             Accepted::Repeated(status) => {
                 self.counters.delivered_repeat.add(1);
-                status.map(Ok)
+                Some(Ok(status))
+            }
+            Accepted::Pending { was_awaited } => {
+                self.counters.delivered_repeat.add(1);
+                if was_awaited && let Sender::Session(shard, key) = inbound.origin.sender() {
+                    self.count_off(shard, key);
+                }
+                None
             }
             Accepted::Refused(cause) => {
                 let (counter, reason) = match cause {
@@ -298,6 +306,16 @@ impl State {
         }
     }
 
+    /// One answer fewer is on its way to a session: it asked twice and is answered once.
+    pub(super) fn count_off(&mut self, shard: usize, key: Key) {
+        if shard != self.index {
+            return self.post(shard, Mail::AskedTwice(key));
+        }
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.count_ack();
+        }
+    }
+
     /// What became of a message that a session here sent.
     pub(super) fn on_answer(&mut self, key: Key, escaped_msg_id: &str, outcome: Outcome) {
         let Some(session) = self.sessions.get_mut(key) else {
@@ -305,7 +323,7 @@ impl State {
             return;
         };
         session.count_ack();
-        let connection = session.connection;
+        let Some(connection) = self.connection_of(key) else { return };
         self.counters.acks_sent.add(1);
         self.reply(connection, |replies| match outcome {
             Ok(status) => Replies::ack(replies, escaped_msg_id, status),

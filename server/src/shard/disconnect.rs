@@ -13,6 +13,8 @@ pub enum Disconnect {
     PeerGone,
     /// The peer broke RFC 6455.
     Protocol(ProtocolError),
+    /// The peer sent a binary message, and this protocol has none.
+    Binary,
     /// The socket failed.
     Io,
     /// No answer to a ping.
@@ -34,11 +36,12 @@ impl Disconnect {
     pub fn close(self) -> Option<(CloseCode, &'static str)> {
         match self {
             Self::PeerClosed(code) => Some((code.unwrap_or(CloseCode::NORMAL), "")),
-            Self::Protocol(error) => Some((error.close_code(), "protocol")),
+            Self::Protocol(error) => Some((error.close_code(), protocol_reason(error))),
+            Self::Binary => Some((CloseCode::UNSUPPORTED, "binary")),
             Self::NoPong => Some((CloseCode::new(4202), "no-pong")),
             Self::SlowConsumer => Some((CloseCode::new(4100), "slow-consumer")),
             Self::Replaced => Some((CloseCode::new(4001), "replaced")),
-            Self::Drain => Some((CloseCode::new(1012), "drain")),
+            Self::Drain => Some((CloseCode::SERVICE_RESTART, "drain")),
             Self::Shutdown => Some((CloseCode::GOING_AWAY, "shutdown")),
             Self::PeerGone | Self::Io | Self::Handshake => None,
         }
@@ -53,7 +56,7 @@ impl Disconnect {
     pub fn counter(self, counters: &Counters) -> &Counter {
         match self {
             Self::PeerClosed(_) | Self::PeerGone => &counters.closed_peer,
-            Self::Protocol(_) => &counters.closed_protocol,
+            Self::Protocol(_) | Self::Binary => &counters.closed_protocol,
             Self::Io => &counters.closed_io,
             Self::NoPong => &counters.closed_no_pong,
             Self::SlowConsumer => &counters.closed_slow,
@@ -62,5 +65,14 @@ impl Disconnect {
             Self::Shutdown => &counters.closed_shutdown,
             Self::Handshake => &counters.closed_handshake,
         }
+    }
+}
+
+/// A stable word for each kind of breach.
+fn protocol_reason(error: ProtocolError) -> &'static str {
+    match error.close_code() {
+        CloseCode::TOO_BIG => "too-large",
+        CloseCode::INVALID_PAYLOAD => "invalid-utf8",
+        _ => "protocol",
     }
 }

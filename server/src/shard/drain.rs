@@ -74,7 +74,7 @@ impl State {
         let Some(connection) = self.connections.get(key) else { return };
         let Purpose::Session(session) = connection.purpose else { return };
         let Some(session) = self.sessions.get(session) else { return };
-        let resume_offset = session.last_offset();
+        let resume_offset = session.settled_offset();
         let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         self.reply(key, |replies| {
             let advice = ReconnectAdvice { reason: "drain", node_id: "", url: "", after_ms, resume_offset };

@@ -61,6 +61,8 @@ pub enum Mail {
     Message(Box<Posted>),
     /// What became of a message that a session here sent.
     Answer(Box<Answer>),
+    /// A session here asked for the same answer twice, and gets it once.
+    AskedTwice(Key),
     /// Something an operator wants.
     Order(Order),
 }

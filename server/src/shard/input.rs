@@ -148,10 +148,7 @@ impl State {
             match decoded.event {
                 None => break,
                 Some(Event::Text(text)) => self.take_text(session, &mut active.replies, text),
-                Some(Event::Binary(_)) => {
-                    self.counters.dropped_malformed.add(1);
-                    Replies::error(&mut active.replies, ErrorCode::Malformed, "binary message: send JSON text", None);
-                }
+                Some(Event::Binary(_)) => return Err(Disconnect::Binary),
                 Some(Event::Ping(bytes)) => encode_frame(&mut active.replies, Opcode::Pong, bytes),
                 Some(Event::Pong(_)) => {}
                 Some(Event::Close(frame)) => return Err(Disconnect::PeerClosed(frame.map(|frame| frame.code))),

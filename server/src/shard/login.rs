@@ -22,9 +22,8 @@ impl State {
         login.write_response(&mut active.replies);
         // Newest login wins: what the older one has not acknowledged is kept first, then found again by this one.
         if let Some(older) = self.find_session(hash, client_id.as_str())
-            && let Some(older) = self.sessions.get(older)
+            && let Some(connection) = self.connection_of(older)
         {
-            let connection = older.connection;
             self.close(connection, Disconnect::Replaced);
         }
         let now_ms = self.clock.wall_ms;
@@ -50,12 +49,14 @@ impl State {
         );
         let session = self.sessions.insert(session);
         let sessions = &self.sessions;
-        let hash_of = |index: &u32| sessions.peek(*index).map_or(0, |(_, session)| session.hash());
+        let hash_of = |index: &u32| sessions.at(*index).map_or(0, |(_, session)| session.hash());
         self.by_client.insert_unique(hash, session.index, hash_of);
         self.counters.logins.add(1);
         self.counters.sessions.set(self.sessions.len() as u64);
         self.set_purpose(key, Purpose::Session(session));
         active.decoder = Decoder::new(Role::Server, self.settings.message_bytes_max.saturating_mul(2));
+        // Many clients log in and then say nothing for long: the task stays only if there is more to do.
+        active.must_park = true;
         if !surplus.is_empty()
             && let Err(reason) = self.take_frames(session, active, &mut surplus, 0, Patience::Spent)
         {

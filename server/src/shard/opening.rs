@@ -139,8 +139,7 @@ pub fn open(request: &Request<'_>, rules: &OpeningRules, out: &mut Vec<u8>) -> R
         path => match page::file(path) {
             Some(file) if matches!(request.method(), "GET" | "HEAD") => {
                 let body = if request.method() == "GET" { file.body } else { "" };
-                let headers = [("Content-Type", file.content_type), ("Cache-Control", "no-cache")];
-                encode_response(out, 200, &headers, body.as_bytes());
+                encode_response(out, 200, &file.headers(), body.as_bytes());
                 Ok(Opening::Answered)
             }
             _ => Err(Refusal::UnknownPath),

@@ -200,9 +200,11 @@ impl Outbox {
         }
     }
 
-    /// The entry of an unfinished message by its identity.
-    pub fn find(&mut self, identity: u64) -> Option<&mut Entry> {
-        self.entries.iter_mut().find(|entry| entry.identity == identity)
+    /// The entry of an unfinished message by its identity, and whether the store holds it too.
+    pub fn find(&mut self, identity: u64) -> Option<(&mut Entry, bool)> {
+        let stored = self.stored;
+        let (index, entry) = self.entries.iter_mut().enumerate().find(|(_, entry)| entry.identity == identity)?;
+        Some((entry, index < stored))
     }
 
     /// The oldest message.

@@ -89,8 +89,14 @@ pub enum Accepted {
     Queued,
     /// The store keeps it: its sender can be answered now.
     Kept,
-    /// It came before. The sender is answered now, or with the first one if that is still under way.
-    Repeated(Option<AckStatus>),
+    /// It came before, and what became of it is known.
+    Repeated(AckStatus),
+    /// It came before and is still under way; whoever asked last is answered, once. `was_awaited` is true if the same
+    /// sender waited already.
+    Pending {
+        /// Whether this asks for the same answer a second time.
+        was_awaited: bool,
+    },
     /// It is not accepted.
     Refused(BufferFull),
 }
@@ -108,9 +114,9 @@ pub struct Start {
 pub struct Session {
     id: ClientId,
     hash: u64,
-    /// The connection that carries it.
-    pub connection: Key,
     last_offset: u64,
+    // The slot of the connection that carries it.
+    connection: u32,
     // Confirmations this client still waits for, as a sender.
     unconfirmed: u16,
     wants_acks: bool,
@@ -148,7 +154,7 @@ impl Session {
         let mut session = Self {
             id,
             hash,
-            connection,
+            connection: connection.index,
             last_offset,
             unconfirmed: 0,
             wants_acks: wishes.acks,
@@ -180,9 +186,26 @@ impl Session {
         self.hash
     }
 
+    /// The slot of the connection that carries it.
+    pub fn connection(&self) -> u32 {
+        self.connection
+    }
+
     /// The last offset this client was given.
     pub fn last_offset(&self) -> u64 {
         self.last_offset
+    }
+
+    /// The position up to which it has acknowledged, or been written, everything: where another connection should go on.
+    pub fn settled_offset(&self) -> u64 {
+        match &self.delivery {
+            Some(delivery) => match delivery.outbox.oldest() {
+                Some(oldest) => oldest.offset - 1,
+                None if delivery.is_behind => delivery.paged_offset,
+                None => self.last_offset,
+            },
+            None => self.last_offset,
+        }
     }
 
     /// True when it wants an ack for every message it sends.
@@ -242,7 +265,7 @@ impl Session {
         let receiver_acks = self.receiver_acks;
         let delivery = self.delivery_mut(now_ms);
         if !delivery.recent.insert(inbound.identity) {
-            return Accepted::Repeated(delivery.repeat(inbound, receiver_acks));
+            return delivery.repeat(inbound, receiver_acks);
         }
         if !delivery.is_behind {
             // The envelope's own bytes: generous, and known before it is written.
@@ -294,7 +317,7 @@ impl Session {
                 self.last_offset = offset;
                 Accepted::Kept
             }
-            Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
+            Poll::Ready(Appended::Repeated) => Accepted::Repeated(AckStatus::Held),
             Poll::Ready(Appended::Refused(cause)) => {
                 self.delivery_mut(now_ms).recent.remove(inbound.identity);
                 Accepted::Refused(cause)
@@ -435,19 +458,23 @@ const FRAME_OVERHEAD_BYTES: usize = 256;
 
 impl Delivery {
     /// What the sender of a message that came before is told.
-    fn repeat(&mut self, inbound: &Inbound<'_>, receiver_acks: bool) -> Option<AckStatus> {
-        if let Some(entry) = self.outbox.find(inbound.identity) {
-            if inbound.wants_ack {
-                entry.origin = inbound.origin;
-                entry.wants_ack = true;
+    fn repeat(&mut self, inbound: &Inbound<'_>, receiver_acks: bool) -> Accepted {
+        match self.outbox.find(inbound.identity) {
+            Some((_, true)) => Accepted::Repeated(AckStatus::Held),
+            Some((entry, false)) => {
+                let was_awaited = entry.wants_ack && entry.origin == inbound.origin;
+                if inbound.wants_ack {
+                    entry.origin = inbound.origin;
+                    entry.wants_ack = true;
+                }
+                Accepted::Pending { was_awaited }
             }
-            return None;
+            None => Accepted::Repeated(match (self.is_behind, receiver_acks) {
+                (true, _) => AckStatus::Held,
+                (false, true) => AckStatus::Delivered,
+                (false, false) => AckStatus::Sent,
+            }),
         }
-        Some(match (self.is_behind, receiver_acks) {
-            (true, _) => AckStatus::Held,
-            (false, true) => AckStatus::Delivered,
-            (false, false) => AckStatus::Sent,
-        })
     }
 }
 

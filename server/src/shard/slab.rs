@@ -28,14 +28,16 @@ impl Key {
     }
 }
 
-struct Slot<T> {
-    life: u32,
-    value: Option<T>,
+/// Lives apart from values: together they would be padded to the values' alignment.
+struct Chunk<T> {
+    lives: Vec<u32>,
+    values: Vec<Option<T>>,
 }
 
 /// Values by [`Key`].
 pub struct Slab<T> {
-    chunks: Vec<Vec<Slot<T>>>,
+    // Invariant: all chunks but the last are full.
+    chunks: Vec<Chunk<T>>,
     // Invariant: holds exactly the indexes of the slots without a value.
     free: Vec<u32>,
     len: usize,
@@ -60,38 +62,38 @@ impl<T> Slab<T> {
 
     /// How many slots exist, used or free: the end of the range of indexes.
     pub fn slots(&self) -> usize {
-        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK_SLOTS + last.len())
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK_SLOTS + last.values.len())
     }
 
     /// Puts `value` into a free slot.
     pub fn insert(&mut self, value: T) -> Key {
         self.len += 1;
         if let Some(index) = self.free.pop()
-            && let Some(slot) = self.slot_mut(index)
+            && let Some((life, slot)) = self.slot_mut(index)
         {
-            slot.value = Some(value);
-            return Key { index, life: slot.life };
+            *slot = Some(value);
+            return Key { index, life: *life };
         }
         let index = new_index(self.slots());
-        let slot = Slot { life: 0, value: Some(value) };
-        if let Some(last) = self.chunks.last_mut().filter(|last| last.len() < CHUNK_SLOTS) {
-            last.push(slot);
-        } else {
-            let mut chunk = Vec::with_capacity(CHUNK_SLOTS);
-            chunk.push(slot);
+        if self.chunks.last().is_none_or(|last| last.values.len() == CHUNK_SLOTS) {
+            let chunk = Chunk { lives: Vec::with_capacity(CHUNK_SLOTS), values: Vec::with_capacity(CHUNK_SLOTS) };
             self.chunks.push(chunk);
+        }
+        if let Some(last) = self.chunks.last_mut() {
+            last.lives.push(0);
+            last.values.push(Some(value));
         }
         Key { index, life: 0 }
     }
 
     /// Takes the value out; its key is stale from here on.
     pub fn remove(&mut self, key: Key) -> Option<T> {
-        let slot = self.slot_mut(key.index)?;
-        if slot.life != key.life {
+        let (life, slot) = self.slot_mut(key.index)?;
+        if *life != key.life {
             return None;
         }
-        let value = slot.value.take()?;
-        slot.life = slot.life.wrapping_add(1);
+        let value = slot.take()?;
+        *life = life.wrapping_add(1);
         self.free.push(key.index);
         self.len -= 1;
         Some(value)
@@ -99,43 +101,61 @@ impl<T> Slab<T> {
 
     /// The value of a key that is not stale.
     pub fn get(&self, key: Key) -> Option<&T> {
-        let slot = self.slot(key.index)?;
-        if slot.life == key.life { slot.value.as_ref() } else { None }
+        let (life, slot) = self.slot(key.index)?;
+        if life == key.life { slot.as_ref() } else { None }
     }
 
     /// The value of a key that is not stale.
     pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        let slot = self.slot_mut(key.index)?;
-        if slot.life == key.life { slot.value.as_mut() } else { None }
-    }
-
-    /// The key and value in slot `index`, if it is used: for sweeps.
-    pub fn at(&mut self, index: usize) -> Option<(Key, &mut T)> {
-        let index = u32::try_from(index).ok()?;
-        let slot = self.slot_mut(index)?;
-        let life = slot.life;
-        slot.value.as_mut().map(|value| (Key { index, life }, value))
+        let (life, slot) = self.slot_mut(key.index)?;
+        if *life == key.life { slot.as_mut() } else { None }
     }
 
     /// The key and value in slot `index`, if it is used.
-    pub fn peek(&self, index: u32) -> Option<(Key, &T)> {
-        let slot = self.slot(index)?;
-        slot.value.as_ref().map(|value| (Key { index, life: slot.life }, value))
+    pub fn at(&self, index: u32) -> Option<(Key, &T)> {
+        let (life, slot) = self.slot(index)?;
+        slot.as_ref().map(|value| (Key { index, life }, value))
+    }
+
+    /// The key and value in slot `index`, if it is used.
+    pub fn at_mut(&mut self, index: u32) -> Option<(Key, &mut T)> {
+        let (life, slot) = self.slot_mut(index)?;
+        let key = Key { index, life: *life };
+        slot.as_mut().map(|value| (key, value))
     }
 
     /// The keys in use, in order of their slots.
-    pub fn keys(&mut self) -> Vec<Key> {
-        (0..self.slots()).filter_map(|index| self.at(index).map(|(key, _)| key)).collect()
+    pub fn keys(&self) -> Vec<Key> {
+        (0..new_index(self.slots())).filter_map(|index| self.at(index).map(|(key, _)| key)).collect()
     }
 
-    fn slot(&self, index: u32) -> Option<&Slot<T>> {
+    fn slot(&self, index: u32) -> Option<(u32, &Option<T>)> {
         let index = index as usize;
-        self.chunks.get(index / CHUNK_SLOTS)?.get(index % CHUNK_SLOTS)
+        let chunk = self.chunks.get(index / CHUNK_SLOTS)?;
+        Some((*chunk.lives.get(index % CHUNK_SLOTS)?, chunk.values.get(index % CHUNK_SLOTS)?))
     }
 
-    fn slot_mut(&mut self, index: u32) -> Option<&mut Slot<T>> {
+    fn slot_mut(&mut self, index: u32) -> Option<(&mut u32, &mut Option<T>)> {
         let index = index as usize;
-        self.chunks.get_mut(index / CHUNK_SLOTS)?.get_mut(index % CHUNK_SLOTS)
+        let chunk = self.chunks.get_mut(index / CHUNK_SLOTS)?;
+        Some((chunk.lives.get_mut(index % CHUNK_SLOTS)?, chunk.values.get_mut(index % CHUNK_SLOTS)?))
+    }
+}
+
+/// Goes round the slots of a slab, a share of them at a time.
+#[derive(Debug, Default)]
+pub struct Round {
+    next: u32,
+}
+
+impl Round {
+    /// The next index to look at in a slab of `slots` slots.
+    pub fn step(&mut self, slots: usize) -> u32 {
+        if self.next as usize >= slots {
+            self.next = 0;
+        }
+        self.next += 1;
+        self.next - 1
     }
 }
 

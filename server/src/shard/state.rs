@@ -30,7 +30,7 @@ use super::input::Patience;
 use super::mailbox;
 use super::opening::OpeningRules;
 use super::session::{Session, SessionLimits};
-use super::slab::{Key, Slab};
+use super::slab::{Key, Round, Slab};
 
 /// Replies that may wait for a peer that does not read; beyond that the node does not read from it either.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
@@ -105,7 +105,7 @@ pub(super) struct State {
     // Connections that hold input back until something else has moved.
     pub paused: Vec<Key>,
     pub accept_allowance: f64,
-    pub swept: usize,
+    pub swept: Round,
     pub ticks: u64,
     pub names: u64,
 }
@@ -352,10 +352,15 @@ impl State {
 
     /// The session of a client that is logged in here.
     pub fn find_session(&self, hash: u64, client: &str) -> Option<Key> {
-        let is_it =
-            |index: &u32| self.sessions.peek(*index).is_some_and(|(_, session)| session.id().as_str() == client);
+        let is_it = |index: &u32| self.sessions.at(*index).is_some_and(|(_, session)| session.id().as_str() == client);
         let index = *self.by_client.find(hash, is_it)?;
-        self.sessions.peek(index).map(|(key, _)| key)
+        self.sessions.at(index).map(|(key, _)| key)
+    }
+
+    /// The connection that carries a session. It outlives the session: its index is enough to name it.
+    pub fn connection_of(&self, session: Key) -> Option<Key> {
+        let index = self.sessions.get(session)?.connection();
+        self.connections.at(index).map(|(key, _)| key)
     }
 
     /// Which shard is the home of a client on this node.
@@ -411,3 +416,6 @@ impl State {
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
+
+// An idle session is these two records and its id.
+const _: () = assert!(size_of::<Option<Connection>>() <= 32 && size_of::<Option<Session>>() <= 48);

@@ -1,5 +1,5 @@
-//! What happens with time: pings, deadlines, overdue acks, rest. One coarse round a second over all connections, a
-//! slice of it per tick: that costs a few nanoseconds per connection and second, and an idle one no timer of its own.
+//! What happens with time: pings, deadlines, overdue acks, rest. A coarse round over all connections twice a second,
+//! a slice of it per tick: that costs some ten nanoseconds per connection and round, and an idle one no timer of its own.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use super::disconnect::Disconnect;
 use super::slab::Key;
 use super::state::State;
 
-/// A round over all connections.
-const ROUND: Duration = Duration::from_secs(1);
+/// A round over all connections: how late a deadline may be noticed.
+const ROUND: Duration = Duration::from_millis(500);
 /// How long a busy connection lingers in its task after its last bytes.
 const PARK_AFTER: Duration = Duration::from_millis(1500);
 /// How long a closing socket may take to flush, or its peer to close.
@@ -28,11 +28,7 @@ impl State {
         let ticks = usize::try_from(ROUND.as_millis() / TICK.as_millis()).unwrap_or(1).max(1);
         let share = self.connections.slots().div_ceil(ticks);
         for _ in 0..share {
-            if self.swept >= self.connections.slots() {
-                self.swept = 0;
-            }
-            let index = self.swept;
-            self.swept += 1;
+            let index = self.swept.step(self.connections.slots());
             if let Some((key, _)) = self.connections.at(index) {
                 self.sweep_connection(key);
             }

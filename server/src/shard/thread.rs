@@ -183,7 +183,7 @@ fn new_state(parts: &Parts) -> State {
         to_start: Vec::new(),
         paused: Vec::new(),
         accept_allowance: f64::from(parts.settings.accepts_per_second),
-        swept: 0,
+        swept: super::slab::Round::default(),
         ticks: 0,
         names: 0,
     }
@@ -300,6 +300,7 @@ impl Shard {
                 Some(Mail::Answer(answer)) => {
                     self.with(|state| state.on_answer(answer.key, &answer.escaped_msg_id, answer.outcome));
                 }
+                Some(Mail::AskedTwice(key)) => self.with(|state| state.count_off(state.index, key)),
                 Some(Mail::Order(order)) => self.obey(order),
             }
         }

@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::{Xxh3Builder, xxh3_64};
 use super::{Appended, BufferFull, Claimed, Kept, Room, Store};
 use crate::protocol::ClientId;
 use crate::shard::offset::{self, next_offset};
-use crate::shard::slab::{Key, Slab};
+use crate::shard::slab::{Key, Round, Slab};
 
 /// What a message costs beside its bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 128;
@@ -60,7 +60,7 @@ pub struct LocalStore {
     by_sender: HashMap<u64, usize, Xxh3Builder>,
     bytes: usize,
     messages: usize,
-    swept: usize,
+    swept: Round,
 }
 
 impl LocalStore {
@@ -73,7 +73,7 @@ impl LocalStore {
             by_sender: HashMap::default(),
             bytes: 0,
             messages: 0,
-            swept: 0,
+            swept: Round::default(),
         }
     }
 
@@ -96,12 +96,8 @@ impl LocalStore {
     pub fn expire(&mut self, now_ms: u64, buffers_max: usize) -> u64 {
         let mut expired = 0;
         for _ in 0..buffers_max.min(self.buffers.slots()) {
-            if self.swept >= self.buffers.slots() {
-                self.swept = 0;
-            }
-            let index = self.swept;
-            self.swept += 1;
-            let Some((key, buffer)) = self.buffers.at(index) else { continue };
+            let index = self.swept.step(self.buffers.slots());
+            let Some((key, buffer)) = self.buffers.at_mut(index) else { continue };
             let (mut freed, mut dropped) = (0, Vec::new());
             buffer.messages.retain(|message| {
                 let keep = message.expires_ms > now_ms;
@@ -130,10 +126,10 @@ impl LocalStore {
 
     fn find(&self, client: &str) -> Option<Key> {
         let hash = xxh3_64(client.as_bytes());
-        let index = *self.by_client.find(hash, |index| {
-            self.buffers.peek(*index).is_some_and(|(_, buffer)| buffer.client.as_str() == client)
-        })?;
-        self.buffers.peek(index).map(|(key, _)| key)
+        let index = *self
+            .by_client
+            .find(hash, |index| self.buffers.at(*index).is_some_and(|(_, buffer)| buffer.client.as_str() == client))?;
+        self.buffers.at(index).map(|(key, _)| key)
     }
 
     fn find_or_make(&mut self, client: &str) -> Option<Key> {
@@ -153,7 +149,7 @@ impl LocalStore {
         self.bytes += BUFFER_OVERHEAD_BYTES;
         let buffers = &self.buffers;
         self.by_client.insert_unique(xxh3_64(client.as_bytes()), key.index, |index| {
-            buffers.peek(*index).map_or(0, |(_, buffer)| xxh3_64(buffer.client.as_str().as_bytes()))
+            buffers.at(*index).map_or(0, |(_, buffer)| xxh3_64(buffer.client.as_str().as_bytes()))
         });
         Some(key)
     }

@@ -90,7 +90,7 @@ impl World {
             Some(session) => session.accept(&inbound, &mut self.store, LIMITS, &mut self.answers),
             None => match self.store.append("recipient", inbound.keep(0), Room::IfFree, self.now_ms) {
                 Poll::Ready(Appended::Kept) => Accepted::Kept,
-                Poll::Ready(Appended::Repeated) => Accepted::Repeated(Some(AckStatus::Held)),
+                Poll::Ready(Appended::Repeated) => Accepted::Repeated(AckStatus::Held),
                 Poll::Ready(Appended::Refused(cause)) => Accepted::Refused(cause),
                 Poll::Pending => unreachable!("the local store answers at once"),
             },
@@ -101,7 +101,8 @@ impl World {
                 self.accepted.push(msg_id.to_owned());
                 self.answered.entry(msg_id.to_owned()).or_default().push(AckStatus::Held);
             }
-            Accepted::Repeated(_) | Accepted::Refused(_) => {}
+            Accepted::Repeated(status) => self.answered.entry(msg_id.to_owned()).or_default().push(status),
+            Accepted::Pending { .. } | Accepted::Refused(_) => {}
         }
         self.collect_answers();
     }
@@ -322,6 +323,38 @@ fn a_message_is_answered_once_whatever_becomes_of_it() {
     world.settle();
     assert_eq!(world.answered["absent"], [AckStatus::Held]);
     assert_eq!(world.received, ["delivered", "silent", "absent"]);
+}
+
+#[test]
+fn a_repeat_is_answered_whatever_became_of_the_first() {
+    let mut world = World::new(true);
+    world.connect(false);
+    world.send("m");
+    world.send("m");
+    assert!(!world.answered.contains_key("m"), "the first is still under way");
+    world.write(true);
+    world.pass(2_000);
+    assert_eq!(world.answered["m"], [AckStatus::Held]);
+    world.send("m");
+    assert_eq!(world.answered["m"], [AckStatus::Held, AckStatus::Held], "stored, and not acknowledged yet");
+    world.ack();
+    world.send("m");
+    assert_eq!(world.answered["m"].last(), Some(&AckStatus::Delivered));
+    assert_eq!(world.received, ["m"]);
+}
+
+#[test]
+fn advice_names_a_position_that_loses_nothing() {
+    let mut world = World::new(true);
+    world.connect(false);
+    world.send("one");
+    world.send("two");
+    world.write(true);
+    let second = world.position;
+    let settled = world.session.as_ref().unwrap().settled_offset();
+    assert!(settled < second - 1);
+    world.ack();
+    assert_eq!(world.session.as_ref().unwrap().settled_offset(), second);
 }
 
 #[test]
