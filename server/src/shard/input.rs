@@ -260,7 +260,7 @@ impl State {
     }
 
     /// Whether this node takes another WebSocket now.
-    fn check_admission(&self, active: &Active) -> Result<(), Refusal> {
+    pub(super) fn check_admission(&self, active: &Active) -> Result<(), Refusal> {
         if let Some(refusal) = active.refusal {
             return Err(refusal);
         }

@@ -335,7 +335,11 @@ impl Shard {
                 if let Some(connection) = state.connections.get_mut(key) {
                     connection.is_in_hand = true;
                 }
-                state.log_in(key, &mut active, handover);
+                // The shard that sent it may have heard of the drain later than this one.
+                match state.check_admission(&active) {
+                    Ok(()) => state.log_in(key, &mut active, handover),
+                    Err(refusal) => state.refuse(&mut active, refusal),
+                }
                 if let Some(connection) = state.connections.get_mut(key) {
                     connection.active = Some(active);
                     connection.is_in_hand = false;
