@@ -105,7 +105,7 @@ fn write_ledger(report: &Report, text: &mut String) -> fmt::Result {
     if report.late_sends > 0 || report.missed_slots > 0 {
         writeln!(
             text,
-            "  generator     {} sends late, {} slots missed",
+            "  late          {} sends over 10 ms late, {} could not be made",
             grouped(report.late_sends),
             grouped(report.missed_slots)
         )?;
