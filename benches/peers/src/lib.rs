@@ -14,10 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 const LISTEN_BACKLOG: u32 = 4096;
 
 #[derive(Parser)]
-#[command(
-    version,
-    about = "WebSocket echo server on any path, to be measured beside rtc-server"
-)]
+#[command(version, about = "WebSocket echo server on any path, to be measured beside rtc-server")]
 struct Args {
     /// Where to listen; port 0 picks a free one and the ready line tells it.
     #[arg(long, default_value = "127.0.0.1:0")]
@@ -36,12 +33,9 @@ where
     Ended: Future<Output = ()> + Send + 'static,
 {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
-        let listener =
-            bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+        let listener = bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
         writeln!(std::io::stdout(), "ready listen={}", listener.local_addr()?)?;
         loop {
             // Out of descriptors or a peer already gone: the next accept may well succeed.
@@ -57,11 +51,7 @@ where
 }
 
 fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if addr.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.listen(LISTEN_BACKLOG)

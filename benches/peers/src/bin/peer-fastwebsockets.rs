@@ -18,15 +18,10 @@ fn main() -> anyhow::Result<()> {
 
 async fn serve_connection(stream: TcpStream) -> hyper::Result<()> {
     let service = service_fn(|request| async { accept_upgrade(request) });
-    http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await
+    http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades().await
 }
 
-fn accept_upgrade(
-    mut request: Request<Incoming>,
-) -> Result<Response<Empty<Bytes>>, WebSocketError> {
+fn accept_upgrade(mut request: Request<Incoming>) -> Result<Response<Empty<Bytes>>, WebSocketError> {
     let (response, upgraded) = upgrade::upgrade(&mut request)?;
     // Unconstrained as in the crate's example: the task is not preempted by the runtime's budget.
     tokio::spawn(tokio::task::unconstrained(async {
