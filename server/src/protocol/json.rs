@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use super::scan::stops;
+
 /// The deepest nesting a client's message may have.
 pub const DEPTH_MAX: usize = 128;
 
@@ -92,10 +94,19 @@ pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The same for a text that was found in JSON: borrowed from there it had no escapes, and needs none.
+#[expect(clippy::ptr_arg, reason = "whether it is borrowed is the point")]
+pub(crate) fn escape_found<'a>(text: &'a Cow<'_, str>) -> Cow<'a, str> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text),
+        Cow::Owned(text) => escape(text),
+    }
+}
+
 fn needs_escapes(text: &str) -> bool {
-    // All bytes, without a branch: the compiler makes vector code of it, and nearly every text has none.
-    let special = |byte: u8| u8::from(byte < 0x20) | u8::from(byte == b'"') | u8::from(byte == b'\\');
-    text.bytes().fold(0, |found, byte| found | special(byte)) != 0
+    let (words, rest) = text.as_bytes().as_chunks::<8>();
+    let is_special = |byte: &u8| *byte < 0x20 || matches!(byte, b'"' | b'\\');
+    words.iter().any(|word| stops(u64::from_le_bytes(*word)) != 0) || rest.iter().any(is_special)
 }
 
 /// Appends `value` in decimal digits.

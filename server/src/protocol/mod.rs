@@ -12,7 +12,7 @@ mod scan;
 pub use client_id::{CLIENT_ID_BYTES_MAX, ClientId, InvalidClientId};
 pub use envelope::{Envelope, PayloadField};
 pub use json::DEPTH_MAX;
-pub(crate) use json::escape;
+pub(crate) use json::{escape, escape_found};
 pub use publication::{PUBLISHER, Publication, Publications, parse_publications};
 pub use replies::{AckStatus, ErrorCode, ReconnectAdvice, Replies, Welcome};
 pub use request::{ClientRequest, MSG_ID_BYTES_MAX, Outgoing, Refusal, parse};

@@ -245,6 +245,8 @@ mod tests {
             r#"{"type":"message","toClientId":"b","payload":01}"#,
             r#"{"type":"message","toClientId":"b","payload":[1,]}"#,
             r#"{"type":"message","toClientId":"b","payload":1,"msgId":""}"#,
+            "{\"type\":\"message\",\"toClientId\":\"b\",\"payload\":1,\"msgId\":\"a\nb\"}",
+            "{\"type\":\"message\",\"toClientId\":\"b\",\"payload\":\"a\u{1}b\"}",
             r#"{"type":"message","toClientId":"b","payload":1} x"#,
             r#"{"type":"message","toClientId":"b","payload":1"#,
         ] {

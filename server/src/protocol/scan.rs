@@ -240,7 +240,7 @@ impl<'a> Cursor<'a> {
 /// The high bit of every byte that is a quote, a backslash or below 0x20; exact up to and with the lowest such byte.
 ///
 /// Source: Bit Twiddling Hacks, "Determine if a word has a byte less than n" and "a zero byte".
-fn stops(word: u64) -> u64 {
+pub(super) fn stops(word: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGHS: u64 = 0x8080_8080_8080_8080;
     let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;

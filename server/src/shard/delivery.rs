@@ -1,11 +1,12 @@
 //! From a sender to a recipient, and the answer back: on this shard, or by mail to another.
 
+use std::borrow::Cow;
 use std::task::Poll;
 
 use ring::NodeId;
 
 use crate::bus::Unpublished;
-use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, escape};
+use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, escape, escape_found};
 use crate::routing::{Route, route};
 use crate::store::{Appended, BufferFull, Room, Store};
 
@@ -22,6 +23,15 @@ const HOPS_MAX: u8 = 3;
 
 /// What a sender is told of its message: accepted how, or refused why.
 type Outcome = Result<AckStatus, (ErrorCode, &'static str)>;
+
+/// A session that sends: its id at hand for as long as its input is acted on.
+#[derive(Clone, Copy)]
+pub(super) struct SenderId<'a> {
+    pub session: Key,
+    pub id: &'a str,
+    /// The id as it stands in JSON.
+    pub escaped_id: &'a str,
+}
 
 /// A message as its recipient's home shard gets it.
 struct Arrival<'a> {
@@ -44,8 +54,9 @@ impl State {
         }
     }
 
-    /// A client's message, from its session `key`; what must be said at once goes to `replies`.
-    pub(super) fn send(&mut self, key: Key, replies: &mut Vec<u8>, message: &Outgoing<'_>) {
+    /// A client's message; what must be said at once goes to `replies`.
+    pub(super) fn send(&mut self, from: SenderId<'_>, replies: &mut Vec<u8>, message: &Outgoing<'_>) {
+        let key = from.session;
         self.counters.messages_in.add(1);
         let hash = self.hash_of(&message.to);
         let Some(session) = self.sessions.get_mut(key) else { return };
@@ -61,19 +72,19 @@ impl State {
         }
         let sender = session.hash();
         let assigned;
-        let msg_id = if let Some(msg_id) = message.msg_id.as_deref() {
+        let msg_id = if let Some(msg_id) = &message.msg_id {
             msg_id
         } else {
             self.names += 1;
-            assigned = format!("n-{:x}-{:x}-{:x}", self.clock.started_ms, self.index, self.names);
+            let (started_ms, index, number) = (self.clock.started_ms, self.index, self.names);
+            assigned = Cow::Owned(format!("n-{started_ms:x}-{index:x}-{number:x}"));
             &assigned
         };
         let home = self.home_of(hash);
         if home != self.index {
-            let from = self.sessions.get(key).map_or("", |session| session.id().as_str());
             let posted = Posted {
-                msg_id: msg_id.into(),
-                from: from.into(),
+                msg_id: (**msg_id).into(),
+                from: from.id.into(),
                 sender,
                 to: (*message.to).into(),
                 hash,
@@ -87,19 +98,12 @@ impl State {
             };
             return self.post(home, Mail::Message(Box::new(posted)));
         }
-        // The sender's id is copied to the stack's edge: its session must not stay borrowed.
-        let mut from = [0u8; crate::protocol::CLIENT_ID_BYTES_MAX];
-        let Some(session) = self.sessions.get(key) else { return };
-        let id = session.id().as_str();
-        let Some(place) = from.get_mut(..id.len()) else { return };
-        place.copy_from_slice(id.as_bytes());
-        let from = std::str::from_utf8(place).unwrap_or_default();
-        let escaped_msg_id = escape(msg_id);
+        let escaped_msg_id = escape_found(msg_id);
         let inbound = Inbound {
             envelope: Envelope {
                 msg_id: &escaped_msg_id,
-                from: &escape(from),
-                to: &escape(&message.to),
+                from: from.escaped_id,
+                to: &escape_found(&message.to),
                 field: message.field,
                 payload: &message.payload,
                 ts_ms: self.clock.wall_ms,
@@ -110,7 +114,7 @@ impl State {
             identity: identity(sender, msg_id),
             expires_ms: self.expiry(self.clock.wall_ms, message.ttl_ms),
         };
-        let outcome = self.deliver(&Arrival { inbound, msg_id, from, to: &message.to, hash, hops: 0 });
+        let outcome = self.deliver(&Arrival { inbound, msg_id, from: from.id, to: &message.to, hash, hops: 0 });
         if let Some(outcome) = outcome
             && (wants_ack || outcome.is_err())
         {

@@ -6,6 +6,7 @@ use websocket::{Event, Opcode, encode_frame};
 use crate::protocol::{ClientId, ClientRequest, ErrorCode, Replies, escape, parse};
 
 use super::connection::{Active, Ending, Held, Purpose};
+use super::delivery::SenderId;
 use super::disconnect::Disconnect;
 use super::handover::Handover;
 use super::opening::{Opening, Refusal, open};
@@ -138,16 +139,34 @@ impl State {
         start: usize,
         patience: Patience,
     ) -> Result<usize, Disconnect> {
+        // Copied once for all that the buffer holds: the session must not stay borrowed.
+        let mut id = std::mem::take(&mut self.sender_id);
+        id.clear();
+        id.push_str(self.sessions.get(session).map_or("", |session| session.id().as_str()));
+        let sender = SenderId { session, id: &id, escaped_id: &escape(&id) };
+        let result = self.take_frames_of(sender, active, buf, start, patience);
+        self.sender_id = id;
+        result
+    }
+
+    fn take_frames_of(
+        &mut self,
+        sender: SenderId<'_>,
+        active: &mut Active,
+        buf: &mut [u8],
+        start: usize,
+        patience: Patience,
+    ) -> Result<usize, Disconnect> {
         let mut at = start;
         while at < buf.len() {
-            if self.is_congested() || (patience == Patience::Fresh && self.must_pause(session)) {
+            if self.is_congested() || (patience == Patience::Fresh && self.must_pause(sender.session)) {
                 return Ok(at);
             }
             let decoded = active.decoder.decode(&mut buf[at..]).map_err(Disconnect::Protocol)?;
             at += decoded.consumed;
             match decoded.event {
                 None => break,
-                Some(Event::Text(text)) => self.take_text(session, &mut active.replies, text),
+                Some(Event::Text(text)) => self.take_text(sender, &mut active.replies, text),
                 Some(Event::Binary(_)) => return Err(Disconnect::Binary),
                 Some(Event::Ping(bytes)) => encode_frame(&mut active.replies, Opcode::Pong, bytes),
                 Some(Event::Pong(_)) => {}
@@ -157,9 +176,10 @@ impl State {
         Ok(buf.len())
     }
 
-    fn take_text(&mut self, key: Key, replies: &mut Vec<u8>, text: &str) {
+    fn take_text(&mut self, sender: SenderId<'_>, replies: &mut Vec<u8>, text: &str) {
+        let key = sender.session;
         match parse(text, self.settings.message_bytes_max) {
-            Ok(ClientRequest::Message(message)) => self.send(key, replies, &message),
+            Ok(ClientRequest::Message(message)) => self.send(sender, replies, &message),
             Ok(ClientRequest::AckOffset(offset)) => {
                 let (now_ms, limits) = (self.clock.wall_ms, self.settings.session);
                 if let Some(session) = self.sessions.get_mut(key) {

@@ -108,6 +108,8 @@ pub(super) struct State {
     pub swept: Round,
     pub ticks: u64,
     pub names: u64,
+    // Room for the id of whoever sends, reused.
+    pub sender_id: String,
 }
 
 impl State {

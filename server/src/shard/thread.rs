@@ -205,6 +205,7 @@ fn new_state(parts: &Parts) -> State {
         swept: super::slab::Round::default(),
         ticks: 0,
         names: 0,
+        sender_id: String::new(),
     }
 }
 
