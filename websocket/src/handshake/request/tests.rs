@@ -27,7 +27,6 @@ fn check(line: &str, replace: &str, with: &[&str], expected: Option<UpgradeError
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a table")]
 fn an_upgrade_must_meet_every_condition() {
     let get = "GET /ws HTTP/1.1";
     for (line, replace, with, expected) in [
