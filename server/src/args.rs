@@ -119,6 +119,9 @@ pub struct Args {
     /// How long it may take to answer
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
     pub pong_timeout: Option<Duration>,
+    /// How long a message may take from its first byte to its last
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
+    pub message_timeout: Option<Duration>,
     /// How long a full outbox may stand still before its connection is closed
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Times")]
     pub stall_timeout: Option<Duration>,

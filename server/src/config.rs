@@ -85,6 +85,9 @@ pub struct Config {
     /// How long it may take to answer.
     #[serde(rename = "pong_timeout_ms", with = "millis")]
     pub pong_timeout: Duration,
+    /// How long a message may take from its first byte to its last.
+    #[serde(rename = "message_timeout_ms", with = "millis")]
+    pub message_timeout: Duration,
     /// How long a full outbox may stand still.
     #[serde(rename = "stall_timeout_ms", with = "millis")]
     pub stall_timeout: Duration,
@@ -166,6 +169,7 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(25),
             pong_timeout: Duration::from_secs(10),
+            message_timeout: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(10),
             ack_wait: Duration::from_secs(1),
             publish_wait: Duration::from_secs(30),
@@ -230,7 +234,7 @@ impl Config {
         overlay_optional!(node_id advertise_url zone shards kafka redis connections_max);
         overlay!(accepts_per_second_max message_bytes_max echo_bytes_max request_bytes_max);
         overlay!(outbox_bytes_max outbox_messages_max);
-        overlay!(handshake_timeout ping_interval pong_timeout stall_timeout ack_wait publish_wait drain_window);
+        overlay!(handshake_timeout ping_interval pong_timeout message_timeout stall_timeout ack_wait publish_wait drain_window);
         overlay!(message_ttl buffer_memory buffer_recipient_bytes_max buffer_recipient_messages_max);
         overlay!(buffer_sender_bytes_max buffer_bytes_max log log_format);
     }
@@ -302,6 +306,7 @@ impl Config {
             ("handshake_timeout_ms", self.handshake_timeout, tick, TIME_MAX),
             ("ping_interval_ms", self.ping_interval, tick, TIME_MAX),
             ("pong_timeout_ms", self.pong_timeout, tick, TIME_MAX),
+            ("message_timeout_ms", self.message_timeout, tick, TIME_MAX),
             ("stall_timeout_ms", self.stall_timeout, tick, TIME_MAX),
             ("ack_wait_ms", self.ack_wait, none, TIME_MAX),
             ("publish_wait_ms", self.publish_wait, tick, PUBLISH_WAIT_MAX),
@@ -369,6 +374,7 @@ impl Config {
             handshake_timeout: self.handshake_timeout,
             ping_interval: self.ping_interval,
             pong_timeout: self.pong_timeout,
+            message_timeout: self.message_timeout,
             stall_timeout: self.stall_timeout,
             session: SessionLimits {
                 outbox: OutboxLimits { bytes: self.outbox_bytes_max, messages: self.outbox_messages_max },

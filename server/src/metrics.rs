@@ -126,6 +126,7 @@ counters! {
     closed_protocol: Counter "rtc_socket_closed_total" "cause=\"protocol\"" "Connections ended, by cause.",
     closed_io: Counter "rtc_socket_closed_total" "cause=\"io\"" "Connections ended, by cause.",
     closed_no_pong: Counter "rtc_socket_closed_total" "cause=\"no_pong\"" "Connections ended, by cause.",
+    closed_message_timeout: Counter "rtc_socket_closed_total" "cause=\"message_timeout\"" "Connections ended, by cause.",
     closed_slow: Counter "rtc_socket_closed_total" "cause=\"slow_consumer\"" "Connections ended, by cause.",
     closed_replaced: Counter "rtc_socket_closed_total" "cause=\"replaced\"" "Connections ended, by cause.",
     closed_drain: Counter "rtc_socket_closed_total" "cause=\"drain\"" "Connections ended, by cause.",

@@ -140,6 +140,25 @@ fn frames_against_the_rules_get_the_close_code_of_the_rfc() {
 }
 
 #[test]
+fn half_a_message_is_given_up_at_its_deadline_however_lively_the_connection() {
+    let server = Server::start(&["--shards", "1", "--message-timeout", "600ms"]);
+    let mut bystanders = Bystanders::new(&server);
+    let (mut client, _) = Client::log_in(server.listen, "clientId=slow");
+    // The first fragment of a text, and then nothing but pings.
+    client.stream.write_all(&[0x01, 0x81, 0, 0, 0, 0, b'{']).unwrap();
+    let mut timed_out = false;
+    while !timed_out {
+        let _ = client.stream.write_all(&[0x89, 0x80, 0, 0, 0, 0]);
+        timed_out = matches!(
+            client.next_within(std::time::Duration::from_millis(50)),
+            Some(support::Incoming::Close(Some((1008, reason)))) if reason == "message-timeout"
+        );
+    }
+    assert_eq!(counts(&server, "rtc_socket_closed_total{cause=\"message_timeout\"}"), 1);
+    bystanders.notice_nothing();
+}
+
+#[test]
 fn texts_against_the_protocol_get_an_error_and_the_connection_lives() {
     let server = Server::start(&["--shards", "2"]);
     let mut bystanders = Bystanders::new(&server);

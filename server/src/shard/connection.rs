@@ -68,6 +68,8 @@ pub(super) struct Held {
 pub(super) struct Active {
     pub waker: Option<Waker>,
     pub decoder: Decoder,
+    /// Since when a message is half here.
+    pub half_since: Option<Tick>,
     /// The upgrade request so far.
     pub request: Vec<u8>,
     /// The node's own frames, and echoes, that are still to be written.
@@ -100,6 +102,7 @@ impl Active {
         Self {
             waker: None,
             decoder: Decoder::new(Role::Server, message_bytes_max),
+            half_since: None,
             request: Vec::new(),
             replies: Vec::new(),
             unsent: Vec::new(),

@@ -15,6 +15,8 @@ pub enum Disconnect {
     Protocol(ProtocolError),
     /// The peer sent a binary message, and this protocol has none.
     Binary,
+    /// A message was begun and not ended in time.
+    MessageTimeout,
     /// The socket failed.
     Io,
     /// No answer to a ping.
@@ -38,6 +40,7 @@ impl Disconnect {
             Self::PeerClosed(code) => Some((code.unwrap_or(CloseCode::NORMAL), "")),
             Self::Protocol(error) => Some((error.close_code(), protocol_reason(error))),
             Self::Binary => Some((CloseCode::UNSUPPORTED, "binary")),
+            Self::MessageTimeout => Some((CloseCode::POLICY_VIOLATION, "message-timeout")),
             Self::NoPong => Some((CloseCode::new(4202), "no-pong")),
             Self::SlowConsumer => Some((CloseCode::new(4100), "slow-consumer")),
             Self::Replaced => Some((CloseCode::new(4001), "replaced")),
@@ -58,6 +61,7 @@ impl Disconnect {
             Self::PeerClosed(_) | Self::PeerGone => &counters.closed_peer,
             Self::Protocol(_) | Self::Binary => &counters.closed_protocol,
             Self::Io => &counters.closed_io,
+            Self::MessageTimeout => &counters.closed_message_timeout,
             Self::NoPong => &counters.closed_no_pong,
             Self::SlowConsumer => &counters.closed_slow,
             Self::Replaced => &counters.closed_replaced,

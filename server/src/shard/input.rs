@@ -58,6 +58,8 @@ impl State {
                 };
             }
         }
+        active.half_since =
+            if active.decoder.is_between_messages() { None } else { active.half_since.or(Some(self.clock.tick)) };
         if let Ok(at) = end
             && at < buf.len()
         {

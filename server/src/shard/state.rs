@@ -58,6 +58,8 @@ pub struct Settings {
     pub ping_interval: Duration,
     /// How long it may then take to answer.
     pub pong_timeout: Duration,
+    /// How long a message may take from its first byte to its last.
+    pub message_timeout: Duration,
     /// How long an outbox may stand at its limit without moving.
     pub stall_timeout: Duration,
     /// What a session is held to.

@@ -49,6 +49,9 @@ impl State {
                 }
                 return;
             }
+            if active.half_since.is_some_and(|since| self.clock.tick.since(since) >= self.settings.message_timeout) {
+                return self.close(key, Disconnect::MessageTimeout);
+            }
             if active.has_task && silent >= PARK_AFTER && !active.must_park {
                 active.must_park = true;
                 active.wake();
