@@ -125,31 +125,19 @@ impl Replies {
         });
     }
 
-    /// `error`.
-    pub fn error(out: &mut Vec<u8>, code: ErrorCode, reason: &str, msg_id: Option<&str>) {
+    /// `error`, about a message if its name is given: as it stands in JSON, escapes and all.
+    pub fn error(out: &mut Vec<u8>, code: ErrorCode, reason: &str, escaped_msg_id: Option<&str>) {
         text_frame(out, |out| {
             out.extend_from_slice(br#"{"type":"error","code":""#);
             out.extend_from_slice(code.as_str().as_bytes());
             out.extend_from_slice(br#"","reason":"#);
             json::write_string(out, reason);
-            if let Some(msg_id) = msg_id {
-                out.extend_from_slice(br#","msgId":"#);
-                json::write_string(out, msg_id);
+            if let Some(escaped_msg_id) = escaped_msg_id {
+                out.extend_from_slice(br#","msgId":""#);
+                out.extend_from_slice(escaped_msg_id.as_bytes());
+                out.push(b'"');
             }
             out.push(b'}');
-        });
-    }
-
-    /// `error` about a message whose name comes as it stands in JSON.
-    pub fn error_escaped(out: &mut Vec<u8>, code: ErrorCode, reason: &str, escaped_msg_id: &str) {
-        text_frame(out, |out| {
-            out.extend_from_slice(br#"{"type":"error","code":""#);
-            out.extend_from_slice(code.as_str().as_bytes());
-            out.extend_from_slice(br#"","reason":"#);
-            json::write_string(out, reason);
-            out.extend_from_slice(br#","msgId":""#);
-            out.extend_from_slice(escaped_msg_id.as_bytes());
-            out.extend_from_slice(br#""}"#);
         });
     }
 

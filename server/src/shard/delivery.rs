@@ -66,7 +66,8 @@ impl State {
             if session.unconfirmed() >= UNCONFIRMED_MAX {
                 self.counters.dropped_overloaded.add(1);
                 let reason = "256 messages wait for their ack already: slow down";
-                return Replies::error(replies, ErrorCode::Overloaded, reason, message.msg_id.as_deref());
+                let msg_id = message.msg_id.as_ref().map(escape_found);
+                return Replies::error(replies, ErrorCode::Overloaded, reason, msg_id.as_deref());
             }
             session.expect_ack();
         }
@@ -126,7 +127,7 @@ impl State {
                     self.counters.acks_sent.add(1);
                     Replies::ack(replies, &escaped_msg_id, status);
                 }
-                Err((code, reason)) => Replies::error(replies, code, reason, Some(msg_id)),
+                Err((code, reason)) => Replies::error(replies, code, reason, Some(&*escaped_msg_id)),
             }
         }
     }
@@ -331,7 +332,7 @@ impl State {
         self.counters.acks_sent.add(1);
         self.reply(connection, |replies| match outcome {
             Ok(status) => Replies::ack(replies, escaped_msg_id, status),
-            Err((code, reason)) => Replies::error_escaped(replies, code, reason, escaped_msg_id),
+            Err((code, reason)) => Replies::error(replies, code, reason, Some(escaped_msg_id)),
         });
     }
 

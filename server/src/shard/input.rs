@@ -3,7 +3,7 @@
 use websocket::handshake::Request;
 use websocket::{Event, Opcode, encode_frame};
 
-use crate::protocol::{ClientId, ClientRequest, ErrorCode, Replies, escape, parse};
+use crate::protocol::{ClientId, ClientRequest, ErrorCode, Replies, escape, escape_found, parse};
 
 use super::connection::{Active, Ending, Held, Purpose};
 use super::delivery::SenderId;
@@ -203,7 +203,8 @@ impl State {
                     _ => &self.counters.dropped_malformed,
                 };
                 counter.add(1);
-                Replies::error(replies, refusal.code, refusal.reason, refusal.msg_id.as_deref());
+                let msg_id = refusal.msg_id.as_ref().map(escape_found);
+                Replies::error(replies, refusal.code, refusal.reason, msg_id.as_deref());
             }
         }
     }
