@@ -10,8 +10,9 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use super::slab::Key;
 
-/// Events taken in one go. As many sockets are read in one submission, each into a buffer of its own.
-pub(super) const EVENTS_MAX: usize = 256;
+/// Events taken in one go. As many sockets are read in one submission, each into a buffer of its own: few enough that what
+/// the kernel holds of them is still in the cache when they are written, many enough that system calls hardly count.
+pub(super) const EVENTS_MAX: usize = 64;
 
 const LISTENER: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
