@@ -154,7 +154,7 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Replay buffers")]
     pub buffer_bytes_max: Option<usize>,
 
-    /// What is logged: off, error, warn, info, debug, trace, or a list such as warn,rtc_server=debug
+    /// What is logged: off, error, warn, info, debug, or a list such as warn,rtc_server=debug
     #[arg(long, value_name = "LEVEL", help_heading = "Logs")]
     pub log: Option<String>,
     /// How, on standard error

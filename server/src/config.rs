@@ -264,8 +264,8 @@ impl Config {
     fn check_bus(&self) -> anyhow::Result<()> {
         match (&self.kafka, &self.redis) {
             (None, None) => Ok(()),
-            (Some(_), None) => bail!("kafka is given without redis: several nodes need both, a node alone neither"),
-            (None, Some(_)) => bail!("redis is given without kafka: several nodes need both, a node alone neither"),
+            (Some(_), None) => bail!("kafka is given, but this build runs alone: start it without"),
+            (None, Some(_)) => bail!("redis is given, but this build runs alone: start it without"),
             (Some(_), Some(_)) => {
                 bail!("kafka and redis are given, but this build runs alone: start it without them")
             }

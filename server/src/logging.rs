@@ -15,9 +15,7 @@ use crate::config::LogFormat;
 /// When it is neither a level nor a list of targets and levels.
 pub fn check(directives: &str) -> anyhow::Result<()> {
     EnvFilter::builder().parse(directives).map(drop).with_context(|| {
-        format!(
-            "log is {directives:?}: give off, error, warn, info, debug, trace or a list such as warn,rtc_server=debug"
-        )
+        format!("log is {directives:?}: give off, error, warn, info, debug or a list such as warn,rtc_server=debug")
     })
 }
 

@@ -76,7 +76,7 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
         warn!(variable, "no flag has this environment variable: it is ignored");
     }
     if let Some(connections) = lowered {
-        warn!(connections, "fewer connections than usual: raise the limit of open files (ulimit -Hn, LimitNOFILE=)");
+        info!(connections, "room for so many: for more raise the limit of open files (ulimit -Hn, LimitNOFILE=)");
     }
     announce(&handle, &admin);
 
@@ -87,7 +87,7 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
         result
     })?;
     if let Some(signal) = signals.forever().next() {
-        info!(signal, window = ?config.drain_window, by = "signal", "draining");
+        info!(signal, window = ?config.drain_window, "draining: a second signal stops at once");
         leave(&handle, &mut signals, config.drain_window, || shards.is_finished());
     } else {
         error!("a shard has ended by itself: stopping");
@@ -195,7 +195,7 @@ fn cannot_listen(addr: SocketAddr, flag: &str, error: &std::io::Error) -> anyhow
 /// The ready line for programs, on standard output; what to do next for a person, on the terminal.
 fn announce(handle: &Handle, admin: &Admin) {
     let (node, listen, admin) = (handle.node_id(), handle.listen(), admin.addr());
-    info!(%node, %listen, %admin, shards = handle.shards(), io = ?handle.driver(), "serving");
+    info!(%node, %listen, %admin, shards = handle.shards(), io = handle.driver().as_str(), "serving");
     // A reader that has gone is no reason not to serve.
     let _ = writeln!(stdout(), "ready node={node} listen={listen} admin={admin}").and_then(|()| stdout().flush());
     if stderr().is_terminal() {

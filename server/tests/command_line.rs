@@ -62,7 +62,7 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_it() {
         (&["--echo=2"], &["--echo"]),
         (&["extra"], &["extra"]),
         (&["--listen"], &["--listen"]),
-        (&["--kafka", "127.0.0.1:9092"], &["kafka", "redis"]),
+        (&["--kafka", "127.0.0.1:9092"], &["kafka", "runs alone"]),
         (&["--redis", "redis://127.0.0.1"], &["redis", "kafka"]),
         (&["--kafka", "127.0.0.1:9092", "--redis", "redis://127.0.0.1"], &["this build runs alone"]),
         (&["--listen", "0.0.0.0:0"], &["listen is 0.0.0.0:0", "--insecure-allow-anonymous"]),

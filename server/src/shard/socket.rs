@@ -21,6 +21,16 @@ pub enum Driver {
     Direct,
 }
 
+impl Driver {
+    /// The word for it in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Direct => "direct",
+        }
+    }
+}
+
 /// An attached socket.
 pub enum Socket {
     /// Driven by the ring.
