@@ -63,7 +63,7 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_it() {
         (&["extra"], &["extra"]),
         (&["--listen"], &["--listen"]),
         (&["--kafka", "127.0.0.1:9092"], &["kafka", "runs alone"]),
-        (&["--redis", "redis://127.0.0.1"], &["redis", "kafka"]),
+        (&["--redis", "redis://127.0.0.1"], &["redis", "runs alone"]),
         (&["--kafka", "127.0.0.1:9092", "--redis", "redis://127.0.0.1"], &["this build runs alone"]),
         (&["--listen", "0.0.0.0:0"], &["listen is 0.0.0.0:0", "--insecure-allow-anonymous"]),
         (&["--admin-listen", "[::]:0"], &["admin_listen is [::]:0", "--insecure-allow-anonymous"]),
