@@ -11,7 +11,6 @@ use crossbeam::channel::{Receiver, unbounded};
 use ring::{NodeId, Ring, RingVersion, SharedRing, Weight};
 use thiserror::Error;
 
-use crate::bus::{Bus, LocalBus};
 use crate::drain::{Begun, Drain};
 use crate::metrics::Counters;
 use crate::protocol::ClientId;
@@ -99,8 +98,6 @@ impl Node {
             mailboxes.push(sender);
             receivers.push(receiver);
         }
-        let bus = Arc::new(LocalBus::default());
-        bus.join(settings.node_id.clone(), mailboxes.clone());
         let node_id = settings.node_id.clone();
         let settings = Arc::new(settings);
         let shared = Arc::new(Shared::default());
@@ -115,7 +112,6 @@ impl Node {
                 shared: Arc::clone(&shared),
                 counters: Arc::clone(counters),
                 ring: ring.clone(),
-                bus: Arc::clone(&bus) as Arc<dyn Bus>,
                 listener,
                 mail,
                 mailboxes: mailboxes.clone(),

@@ -1,28 +1,23 @@
-//! Between nodes. A shard hands a message over and goes on; where the bus is full the message comes back and its source
-//! pauses. [`LocalBus`] joins nodes of one process; with a single node nothing ever goes over it.
+//! Between nodes. A shard hands a parcel over and goes on; where the bus is full the parcel comes back and its source
+//! pauses. A node that runs alone has no bus: nothing is ever for another node.
 
-mod local;
+pub mod record;
 
-use ring::NodeId;
+pub use record::{Address, Arrived, Holder, Lane, Parcel, Record, RecordRef};
 
-use crate::shard::handover::Posted;
-
-pub use local::LocalBus;
-
-/// Why the bus did not take a message.
-#[derive(Debug)]
-pub enum Unpublished {
-    /// It is full: try again when it has moved.
-    Full(Box<Posted>),
-    /// It does not reach that node.
-    Unreachable(Box<Posted>),
-}
-
-/// Carries messages to other nodes, in order per recipient.
+/// Carries parcels to other nodes, in order per lane, and hears what became of the records of this node's own topic.
 pub trait Bus: Send + Sync {
-    /// Hands `message` over for `node`. Taken means kept: as safe as this bus keeps things.
+    /// Hands `parcel` over. Taken means that its ticket comes back by mail, once, when it is kept; until then the bus
+    /// tries, in order, through whatever happens to the broker.
     ///
     /// # Errors
-    /// Gives the message back.
-    fn publish(&self, node: &NodeId, message: Box<Posted>) -> Result<(), Unpublished>;
+    /// Gives the parcel back: the bus is full. Try again on the next turn; what follows must wait behind it.
+    fn publish(&self, parcel: Box<Parcel>) -> Result<(), Box<Parcel>>;
+
+    /// A shard is done with these records: they may be committed when all before them are.
+    fn finish(&self, records: &[RecordRef]);
+
+    /// Shard `shard` has placed all that it was given of the fence's partition before this fence. The reader echoes the
+    /// fence when every shard has said so, and finishes it by itself.
+    fn pass(&self, fence: RecordRef, shard: u16);
 }

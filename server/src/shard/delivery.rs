@@ -5,7 +5,6 @@ use std::task::Poll;
 
 use ring::NodeId;
 
-use crate::bus::Unpublished;
 use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, escape, escape_found};
 use crate::routing::{Route, route};
 use crate::store::{Appended, BufferFull, Room, Store};
@@ -184,8 +183,9 @@ impl State {
                 self.wake(connection);
             }
             accepted
-        } else if let Some(node) = self.elsewhere(arrival) {
-            return Some(self.relay(&node, arrival));
+        } else if self.elsewhere(arrival).is_some() {
+            self.counters.dropped_unreachable.add(1);
+            return Some(Err((ErrorCode::Overloaded, "the recipient's node cannot be reached: try again")));
         } else {
             match self.store.append(to, inbound.keep(0), Room::IfFree, self.clock.wall_ms) {
                 Poll::Ready(Appended::Kept) => Accepted::Kept,
@@ -240,39 +240,6 @@ impl State {
             Route::Unknown => self.counters.unresolved_no_ring.add(1),
         }
         None
-    }
-
-    fn relay(&self, node: &NodeId, arrival: &Arrival<'_>) -> Outcome {
-        let Inbound { envelope, sender, expires_ms, .. } = arrival.inbound;
-        let posted = Posted {
-            msg_id: arrival.msg_id.into(),
-            from: arrival.from.into(),
-            sender,
-            to: arrival.to.into(),
-            hash: arrival.hash,
-            field: envelope.field,
-            payload: envelope.payload.into(),
-            // The sender is answered here: what the bus took is kept.
-            origin: Origin::NOBODY,
-            wants_ack: false,
-            ts_ms: envelope.ts_ms,
-            ttl_ms: Some(expires_ms.saturating_sub(envelope.ts_ms)),
-            hops: arrival.hops + 1,
-        };
-        match self.bus.publish(node, Box::new(posted)) {
-            Ok(()) => {
-                self.counters.delivered_relayed.add(1);
-                Ok(AckStatus::Held)
-            }
-            Err(Unpublished::Full(_)) => {
-                self.counters.dropped_overloaded.add(1);
-                Err((ErrorCode::Overloaded, "the recipient's node is behind: try again"))
-            }
-            Err(Unpublished::Unreachable(_)) => {
-                self.counters.dropped_unreachable.add(1);
-                Err((ErrorCode::Overloaded, "the recipient's node cannot be reached: try again"))
-            }
-        }
     }
 
     /// The frames that a session's write carried are out.

@@ -2,7 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
+use crate::bus::Arrived;
 use crate::protocol::{AckStatus, ClientId, ErrorCode, PayloadField};
+
+use crate::store::request::{StoreAnswer, Ticket};
 
 use super::opening::Login;
 use super::origin::Origin;
@@ -65,6 +68,12 @@ pub enum Mail {
     AskedTwice(Key),
     /// Something an operator wants.
     Order(Order),
+    /// A record from this node's topic, for a client whose home is here or for every shard.
+    Record(Box<Arrived>),
+    /// The bus has kept the parcel with this ticket.
+    Produced(u64),
+    /// What became of a request to the store.
+    Stored(Ticket, Box<StoreAnswer>),
 }
 
 /// What became of a message.

@@ -13,7 +13,6 @@ use std::time::Duration;
 use hashbrown::HashTable;
 use ring::{NodeId, RingReader};
 
-use crate::bus::Bus;
 use crate::metrics::Counters;
 use crate::protocol::ClientId;
 use crate::publish::PublishAnswers;
@@ -95,7 +94,6 @@ pub(super) struct State {
     pub sessions: Slab<Session>,
     pub by_client: HashTable<u32>,
     pub store: LocalStore,
-    pub bus: Arc<dyn Bus>,
     pub answers: Answers,
     pub publishers: PublishAnswers,
     pub drain: Option<Drain>,

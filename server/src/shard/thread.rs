@@ -14,7 +14,6 @@ use ring::SharedRing;
 use rustix::event::epoll::Event;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
-use crate::bus::Bus;
 use crate::metrics::Counters;
 use crate::store::LocalStore;
 
@@ -54,8 +53,6 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// The ring of nodes.
     pub ring: SharedRing,
-    /// The way to other nodes.
-    pub bus: Arc<dyn Bus>,
     /// Where it accepts.
     pub listener: TcpListener,
     /// Its own mail.
@@ -192,7 +189,6 @@ fn new_state(parts: &Parts) -> State {
         sessions: super::slab::Slab::default(),
         by_client: hashbrown::HashTable::new(),
         store: LocalStore::new(parts.settings.store),
-        bus: Arc::clone(&parts.bus),
         answers: super::answers::Answers::default(),
         publishers: crate::publish::PublishAnswers::default(),
         drain: None,
@@ -322,6 +318,8 @@ impl Shard {
                 }
                 Some(Mail::AskedTwice(key)) => self.with(|state| state.count_off(state.index, key)),
                 Some(Mail::Order(order)) => self.obey(order),
+                // A node that runs alone has asked nobody.
+                Some(Mail::Record(_) | Mail::Produced(_) | Mail::Stored(..)) => {}
             }
         }
         mail.wake_again();

@@ -3,6 +3,7 @@
 //! [`LocalStore`] keeps all of it in this process, under the same bounds and ages.
 
 mod local;
+pub mod request;
 
 use std::task::Poll;
 

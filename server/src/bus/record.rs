@@ -1,0 +1,122 @@
+//! What nodes tell each other over the bus, as values: messages on their way to a recipient, and the few notices that
+//! keep their order when a path or a session moves. The codec is in `codec.rs`.
+
+use ring::NodeId;
+
+use crate::shard::handover::Posted;
+
+/// One shard of one life of one node: where a notice is answered to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// The node.
+    pub node: NodeId,
+    /// Which life of it: an answer to an earlier one is nobody's.
+    pub incarnation: u64,
+    /// The shard.
+    pub shard: u16,
+}
+
+/// Who holds a client's session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// The node.
+    pub node: NodeId,
+    /// Which life of it.
+    pub incarnation: u64,
+    /// Of the client's logins, the one it holds.
+    pub generation: u64,
+}
+
+/// Something for another node (or, relayed back, for this one).
+#[derive(Debug)]
+pub struct Parcel {
+    /// Whose topic it goes to.
+    pub to: NodeId,
+    /// Where in the topic.
+    pub lane: Lane,
+    /// Who sends it.
+    pub origin: Address,
+    /// What it is.
+    pub record: Record,
+    /// Comes back, once, when the bus has confirmed the parcel; `None` if nobody waits for that.
+    pub ticket: Option<u64>,
+}
+
+/// Which partition of a node's topic: a client's records stay in order because they share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// Partition 0, which is never paused: answers that others wait for.
+    Control,
+    /// The partition of the clients with this hash: 1 + hash mod (partitions − 1).
+    Client(u64),
+    /// This partition.
+    Partition(u16),
+}
+
+/// What travels.
+#[derive(Debug)]
+pub enum Record {
+    /// A message for a client. `hops`: nodes it has passed, itself included.
+    Message(Box<Posted>),
+    /// Stands behind the last record of an old path. Whoever reads the topic echoes it (as [`Record::Fenced`], to the
+    /// origin's control lane) once all that was ahead of it in its partition is in order where it belongs.
+    Fence {
+        /// The origin's name for it.
+        id: u64,
+    },
+    /// The echo of a fence.
+    Fenced {
+        /// The origin's name for it.
+        id: u64,
+        /// Which shard of the origin waits.
+        shard: u16,
+        /// Which life of the origin waits.
+        incarnation: u64,
+    },
+    /// Another node has claimed a client whose session is here: keep what is unacknowledged, then release it.
+    Claimed {
+        /// The client.
+        client: Box<str>,
+        /// The login that claims; lower ones must go.
+        generation: u64,
+    },
+    /// All that the former holder had of a client is kept: the claimant may replay.
+    Released {
+        /// The client.
+        client: Box<str>,
+        /// The claiming login.
+        generation: u64,
+    },
+    /// A recipient's session is elsewhere: send there.
+    Moved {
+        /// The recipient.
+        client: Box<str>,
+        /// Where it is.
+        holder: Holder,
+    },
+    /// Something was kept for a client whose session is here, by a node that took this one for dead: look.
+    Nudge {
+        /// The client.
+        client: Box<str>,
+    },
+}
+
+/// A place in this node's own topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordRef {
+    /// The partition.
+    pub partition: u16,
+    /// The offset in it.
+    pub offset: u64,
+}
+
+/// A record read from this node's topic, on its way to a shard.
+#[derive(Debug)]
+pub struct Arrived {
+    /// Where it was read. The reader commits it once every shard it was given to has finished it.
+    pub at: RecordRef,
+    /// Who sent it.
+    pub origin: Address,
+    /// What it is.
+    pub record: Record,
+}
