@@ -10,6 +10,7 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use ring::NodeId;
 use rtc_server::admin::AdminSettings;
+use rtc_server::protocol::AckStatus;
 use rtc_server::shard::{OpeningRules, OutboxLimits, SessionLimits, Settings};
 use rtc_server::store::StoreLimits;
 use serde::{Deserialize, Serialize};
@@ -379,6 +380,7 @@ impl Config {
             session: SessionLimits {
                 outbox: OutboxLimits { bytes: self.outbox_bytes_max, messages: self.outbox_messages_max },
                 ack_wait_ms: millis::of(self.ack_wait),
+                kept_status: AckStatus::Held,
             },
             message_ttl_ms: millis::of(self.message_ttl),
             store: StoreLimits {

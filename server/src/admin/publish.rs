@@ -157,6 +157,7 @@ fn post(
         ts_ms: 0,
         ttl_ms: message.ttl_ms,
         hops: 0,
+        trail: Vec::new(),
     };
     let order = Order::Publish { posted: Box::new(posted), reply: reply.clone(), index };
     let outcome = office.node.order(office.node.home_of(hash), order, deadline).err().map(|_| {

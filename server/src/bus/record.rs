@@ -5,6 +5,11 @@ use ring::NodeId;
 
 use crate::shard::handover::Posted;
 
+/// A node's mark in a trail: a hash of its name.
+pub fn node_mark(node: &NodeId) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(node.as_str().as_bytes())
+}
+
 /// One shard of one life of one node: where a notice is answered to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Address {
@@ -28,7 +33,7 @@ pub struct Holder {
 }
 
 /// Something for another node (or, relayed back, for this one).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Parcel {
     /// Whose topic it goes to.
     pub to: NodeId,
@@ -54,15 +59,22 @@ pub enum Lane {
 }
 
 /// What travels.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Record {
     /// A message for a client. `hops`: nodes it has passed, itself included.
     Message(Box<Posted>),
-    /// Stands behind the last record of an old path. Whoever reads the topic echoes it (as [`Record::Fenced`], to the
-    /// origin's control lane) once all that was ahead of it in its partition is in order where it belongs.
+    /// Stands behind the last record of a recipient's old path. Whoever reads the topic echoes it (as
+    /// [`Record::Fenced`], in the same partition of the origin's topic, so behind all that was sent back) once all that
+    /// was ahead of it is in order where it belongs.
     Fence {
         /// The origin's name for it.
         id: u64,
+        /// Hash of the recipient whose path changes.
+        hash: u64,
+        /// Hash of sender and recipient: the messages that it stands behind.
+        pair: u64,
+        /// Marks of the nodes that it has come by, the origin included: see [`node_mark`].
+        trail: Vec<u64>,
     },
     /// The echo of a fence.
     Fenced {

@@ -1,21 +1,22 @@
-//! Where does this go: pure functions of the ring.
+//! Where a message goes, and in which order things happen to a client's session: the pure core of a shard. Inputs and
+//! the time in; what must be said, asked and sent out. No sockets, clocks, Kafka or Redis.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`dispatcher`] | the core: a shard's sessions, and what becomes of each message |
+//! | `login` | a client comes, is claimed, is taken over, leaves |
+//! | `records` | what other nodes tell this one |
+//! | `waiting` | messages that wait for a look-up, a login or a fence |
+//! | [`paths`] | by which topic messages go, and how that changes in order |
 
-use ring::{NodeId, Ring};
+pub mod dispatcher;
+mod login;
+pub mod paths;
+mod records;
+mod waiting;
 
-/// The node that a message is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Route {
-    /// This one.
-    Here,
-    /// Another one.
-    Node(NodeId),
-    /// No ring yet: nobody knows.
-    Unknown,
-}
+#[cfg(test)]
+mod simulation;
 
-/// The route to a client whose hash is `hash`.
-pub fn route(ring: Option<&Ring>, this: &NodeId, hash: u64) -> Route {
-    let Some(ring) = ring else { return Route::Unknown };
-    let owner = ring.weights().node(ring.owner_of_hash(hash));
-    if owner == this { Route::Here } else { Route::Node(owner.clone()) }
-}
+pub use dispatcher::{Arrival, Dispatcher, Now, Outcome, Output, Rules};
+pub use login::Login;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::routing::Now;
+
 /// Length of a tick.
 pub const TICK: Duration = Duration::from_millis(50);
 
@@ -24,6 +26,8 @@ pub struct Clock {
     pub tick: Tick,
     /// Milliseconds since 1970; never below an earlier reading.
     pub wall_ms: u64,
+    /// Milliseconds since the shard started.
+    pub steady_ms: u64,
     /// The wall clock when the shard started.
     pub started_ms: u64,
 }
@@ -32,12 +36,19 @@ impl Clock {
     /// A clock that starts now.
     pub fn start() -> Self {
         let wall_ms = wall_ms();
-        Self { started: Instant::now(), tick: Tick::default(), wall_ms, started_ms: wall_ms }
+        Self { started: Instant::now(), tick: Tick::default(), wall_ms, steady_ms: 0, started_ms: wall_ms }
+    }
+
+    /// Both readings, for the pure parts.
+    pub fn now(&self) -> Now {
+        Now { wall_ms: self.wall_ms, steady_ms: self.steady_ms }
     }
 
     /// Reads both clocks.
     pub fn refresh(&mut self) {
-        let ticks = self.started.elapsed().as_millis() / TICK.as_millis();
+        let elapsed = self.started.elapsed().as_millis();
+        self.steady_ms = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        let ticks = elapsed / TICK.as_millis();
         self.tick = Tick(u32::try_from(ticks).unwrap_or(u32::MAX));
         self.wall_ms = self.wall_ms.max(wall_ms());
     }

@@ -1,27 +1,18 @@
 //! From a sender to a recipient, and the answer back: on this shard, or by mail to another.
 
 use std::borrow::Cow;
-use std::task::Poll;
 
-use ring::NodeId;
-
-use crate::protocol::{AckStatus, Envelope, ErrorCode, Outgoing, Replies, escape, escape_found};
-use crate::routing::{Route, route};
-use crate::store::{Appended, BufferFull, Room, Store};
+use crate::protocol::{Envelope, ErrorCode, Outgoing, Replies, Welcome, escape, escape_found};
+use crate::routing::dispatcher::with_arrival;
+use crate::routing::{Arrival, Outcome};
 
 use super::handover::{Answer, Mail, Posted};
 use super::input::UNCONFIRMED_MAX;
 use super::origin::{Origin, Sender};
 use super::recent::identity;
-use super::session::{Accepted, Inbound};
+use super::session::{Inbound, Start};
 use super::slab::Key;
 use super::state::State;
-
-/// Nodes that may send a message on; then it is kept where it is.
-const HOPS_MAX: u8 = 3;
-
-/// What a sender is told of its message: accepted how, or refused why.
-type Outcome = Result<AckStatus, (ErrorCode, &'static str)>;
 
 /// A session that sends: its id at hand for as long as its input is acted on.
 #[derive(Clone, Copy)]
@@ -32,25 +23,10 @@ pub(super) struct SenderId<'a> {
     pub escaped_id: &'a str,
 }
 
-/// A message as its recipient's home shard gets it.
-struct Arrival<'a> {
-    inbound: Inbound<'a>,
-    // Plain text, as against the envelope's.
-    msg_id: &'a str,
-    from: &'a str,
-    to: &'a str,
-    hash: u64,
-    // How many nodes it has been sent on by.
-    hops: u8,
-}
-
 impl State {
     /// A client's hash: it names the node by the ring, and the home shard.
     pub(super) fn hash_of(&mut self, client: &str) -> u64 {
-        match self.ring.load() {
-            Some(ring) => ring.hash(client.as_bytes()),
-            None => ring::hash_key(client.as_bytes(), 0),
-        }
+        self.dispatch.hash_of(client)
     }
 
     /// A client's message; what must be said at once goes to `replies`.
@@ -58,7 +34,7 @@ impl State {
         let key = from.session;
         self.counters.messages_in.add(1);
         let hash = self.hash_of(&message.to);
-        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(session) = self.dispatch.session_mut(key) else { return };
         let wants_ack = session.wants_acks() || message.wants_ack;
         let origin = if wants_ack { Origin::session(self.index, key) } else { Origin::NOBODY };
         if wants_ack {
@@ -95,6 +71,7 @@ impl State {
                 ts_ms: self.clock.wall_ms,
                 ttl_ms: message.ttl_ms,
                 hops: 0,
+                trail: Vec::new(),
             };
             return self.post(home, Mail::Message(Box::new(posted)));
         }
@@ -112,13 +89,21 @@ impl State {
             wants_ack,
             sender,
             identity: identity(sender, msg_id),
-            expires_ms: self.expiry(self.clock.wall_ms, message.ttl_ms),
+            expires_ms: self.dispatch.expiry(self.clock.wall_ms, message.ttl_ms),
         };
-        let outcome = self.deliver(&Arrival { inbound, msg_id, from: from.id, to: &message.to, hash, hops: 0 });
+        let outcome = self.dispatch.deliver(&Arrival {
+            inbound,
+            msg_id,
+            from: from.id,
+            to: &message.to,
+            hash,
+            hops: 0,
+            trail: &[],
+        });
         if let Some(outcome) = outcome
             && (wants_ack || outcome.is_err())
         {
-            if let Some(session) = self.sessions.get_mut(key).filter(|_| wants_ack) {
+            if let Some(session) = self.dispatch.session_mut(key).filter(|_| wants_ack) {
                 session.count_ack();
             }
             match outcome {
@@ -131,144 +116,108 @@ impl State {
         }
     }
 
-    fn expiry(&self, ts_ms: u64, ttl_ms: Option<u64>) -> u64 {
-        let ttl_ms = ttl_ms.unwrap_or(u64::MAX).min(self.settings.message_ttl_ms);
-        ts_ms.saturating_add(ttl_ms)
-    }
-
     /// A message that another shard, or a publisher, sent to a client whose home is here.
     pub(super) fn on_message(&mut self, posted: &Posted) {
-        let escaped_msg_id = escape(&posted.msg_id);
-        let inbound = Inbound {
-            envelope: Envelope {
-                msg_id: &escaped_msg_id,
-                from: &escape(&posted.from),
-                to: &escape(&posted.to),
-                field: posted.field,
-                payload: &posted.payload,
-                ts_ms: posted.ts_ms,
-            },
-            origin: posted.origin,
-            wants_ack: posted.wants_ack,
-            sender: posted.sender,
-            identity: identity(posted.sender, &posted.msg_id),
-            expires_ms: self.expiry(posted.ts_ms, posted.ttl_ms),
-        };
-        let outcome = self.deliver(&Arrival {
-            inbound,
-            msg_id: &posted.msg_id,
-            from: &posted.from,
-            to: &posted.to,
-            hash: posted.hash,
-            hops: posted.hops,
-        });
-        if let Some(outcome) = outcome {
-            match outcome {
-                Ok(_) if !posted.wants_ack => {}
-                outcome => self.answer(posted.origin, &escaped_msg_id, outcome),
-            }
+        let expires_ms = self.dispatch.expiry(posted.ts_ms, posted.ttl_ms);
+        let outcome = with_arrival(posted, expires_ms, |arrival| self.dispatch.deliver(arrival));
+        match outcome {
+            None => {}
+            Some(Ok(_)) if !posted.wants_ack => {}
+            Some(outcome) => self.answer(posted.origin, &escape(&posted.msg_id), outcome),
         }
-    }
-
-    /// Delivers to the session, or keeps for later; none while the answer is still open.
-    fn deliver(&mut self, arrival: &Arrival<'_>) -> Option<Outcome> {
-        let inbound = &arrival.inbound;
-        let to = arrival.to;
-        let accepted = if let Some(key) = self.find_session(arrival.hash, to) {
-            let session = self.sessions.get_mut(key)?;
-            let accepted = session.accept(inbound, &mut self.store, self.settings.session, &mut self.answers);
-            if accepted == Accepted::Queued
-                && let Some(connection) = self.connection_of(key)
-            {
-                self.wake(connection);
-            }
-            accepted
-        } else if self.elsewhere(arrival).is_some() {
-            self.counters.dropped_unreachable.add(1);
-            return Some(Err((ErrorCode::Overloaded, "the recipient's node cannot be reached: try again")));
-        } else {
-            match self.store.append(to, inbound.keep(0), Room::IfFree, self.clock.wall_ms) {
-                Poll::Ready(Appended::Kept) => Accepted::Kept,
-                Poll::Ready(Appended::Repeated) => Accepted::Repeated(AckStatus::Held),
-                Poll::Ready(Appended::Refused(cause)) => Accepted::Refused(cause),
-                Poll::Pending => Accepted::Queued,
-            }
-        };
-        match accepted {
-            Accepted::Queued => {
-                self.counters.delivered_queued.add(1);
-                None
-            }
-            Accepted::Kept => {
-                self.counters.delivered_kept.add(1);
-                Some(Ok(AckStatus::Held))
-            }
-            Accepted::Repeated(status) => {
-                self.counters.delivered_repeat.add(1);
-                Some(Ok(status))
-            }
-            Accepted::Pending { was_awaited } => {
-                self.counters.delivered_repeat.add(1);
-                if was_awaited && let Sender::Session(shard, key) = inbound.origin.sender() {
-                    self.count_off(shard, key);
-                }
-                None
-            }
-            Accepted::Refused(cause) => {
-                let (counter, reason) = match cause {
-                    BufferFull::Recipient => {
-                        (&self.counters.dropped_buffer_recipient, "the recipient's replay buffer is full")
-                    }
-                    BufferFull::Sender => (&self.counters.dropped_buffer_sender, "too much of yours is undelivered"),
-                    BufferFull::Node => (&self.counters.dropped_buffer_node, "this node's replay buffers are full"),
-                };
-                counter.add(1);
-                Some(Err((ErrorCode::BufferFull, reason)))
-            }
-        }
-    }
-
-    /// The other node that a recipient without a session here belongs to; none where this node keeps the message.
-    fn elsewhere(&mut self, arrival: &Arrival<'_>) -> Option<NodeId> {
-        match route(self.ring.load().map(|ring| &**ring), &self.settings.node_id, arrival.hash) {
-            Route::Here => self.counters.resolved.add(1),
-            Route::Node(node) if arrival.hops < HOPS_MAX => {
-                self.counters.resolved.add(1);
-                return Some(node);
-            }
-            Route::Node(_) => self.counters.unresolved_hops.add(1),
-            Route::Unknown => self.counters.unresolved_no_ring.add(1),
-        }
-        None
     }
 
     /// The frames that a session's write carried are out.
     pub(super) fn on_session_written(&mut self, key: Key) {
-        let (now_ms, limits) = (self.clock.wall_ms, self.settings.session);
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.on_written(&mut self.store, now_ms, &mut self.answers);
-            session.read_on_if_room(&mut self.store, limits, now_ms);
+        self.dispatch.with_session(key, |session, store, limits, answers, now_ms| {
+            session.on_written(store, now_ms, answers);
+            session.read_on_if_room(store, limits, now_ms);
+        });
+        self.settle_dispatch();
+    }
+
+    /// Does what the dispatcher has left to do on this shard: tells senders, welcomes, wakes, closes.
+    pub(super) fn settle_dispatch(&mut self) {
+        loop {
+            let out = &mut self.dispatch.out;
+            let (wakes, welcomes) = (std::mem::take(&mut out.wakes), std::mem::take(&mut out.welcomes));
+            let (closes, asked_twice) = (std::mem::take(&mut out.closes), std::mem::take(&mut out.asked_twice));
+            let refusals = std::mem::take(&mut out.refusals);
+            let nothing = wakes.is_empty()
+                && welcomes.is_empty()
+                && closes.is_empty()
+                && asked_twice.is_empty()
+                && refusals.is_empty()
+                && self.dispatch.answers.is_empty();
+            if nothing {
+                return;
+            }
+            for (session, start) in welcomes {
+                self.welcome(session, start);
+            }
+            for slot in wakes {
+                if let Some((key, _)) = self.connections.at(slot) {
+                    self.wake(key);
+                }
+            }
+            for (slot, reason) in closes {
+                if let Some((key, _)) = self.connections.at(slot) {
+                    self.close(key, reason);
+                }
+            }
+            for origin in asked_twice {
+                if let Sender::Session(shard, key) = origin.sender() {
+                    self.count_off(shard, key);
+                }
+            }
+            for (origin, msg_id, code, reason) in refusals {
+                self.answer(origin, &msg_id, Err((code, reason)));
+            }
+            self.send_answers();
         }
-        self.send_answers();
+    }
+
+    fn welcome(&mut self, session: Key, start: Start) {
+        let Some(connection) = self.connection_of(session) else { return };
+        let mut frame = Vec::new();
+        self.write_welcome(&mut frame, session, start);
+        self.reply(connection, |replies| replies.extend_from_slice(&frame));
+    }
+
+    pub(super) fn write_welcome(&mut self, out: &mut Vec<u8>, session: Key, start: Start) {
+        let ring_version = self.dispatch.ring_version();
+        let Some(session) = self.dispatch.sessions().get(session) else { return };
+        let welcome = Welcome {
+            node_id: self.settings.node_id.as_str(),
+            client_id: session.id().as_str(),
+            ring_version,
+            offset: start.offset,
+            recovered: start.recovered,
+            ping_interval_ms: u64::try_from(self.settings.ping_interval.as_millis()).unwrap_or(u64::MAX),
+        };
+        Replies::welcome(out, &welcome);
     }
 
     /// Sends the answers that have gathered.
-    pub(super) fn send_answers(&mut self) {
-        if self.answers.is_empty() {
+    fn send_answers(&mut self) {
+        if self.dispatch.answers.is_empty() {
             return;
         }
-        let mut answers = std::mem::take(&mut self.answers);
+        let mut answers = std::mem::take(&mut self.dispatch.answers);
         for (origin, msg_id, status) in answers.iter() {
             self.answer(origin, msg_id, Ok(status));
         }
         answers.clear();
-        self.answers = answers;
+        if self.dispatch.answers.is_empty() {
+            self.dispatch.answers = answers;
+        }
     }
 
     /// Tells a sender what became of its message.
     fn answer(&mut self, origin: Origin, escaped_msg_id: &str, outcome: Outcome) {
         match origin.sender() {
             Sender::Nobody => {}
+            Sender::Record(at) => self.dispatch.out.finished.push(at),
             Sender::Publisher(number) => self.publishers.answer(number, outcome),
             Sender::Session(shard, key) if shard == self.index => self.on_answer(key, escaped_msg_id, outcome),
             Sender::Session(shard, key) => {
@@ -283,14 +232,14 @@ impl State {
         if shard != self.index {
             return self.post(shard, Mail::AskedTwice(key));
         }
-        if let Some(session) = self.sessions.get_mut(key) {
+        if let Some(session) = self.dispatch.session_mut(key) {
             session.count_ack();
         }
     }
 
     /// What became of a message that a session here sent.
     pub(super) fn on_answer(&mut self, key: Key, escaped_msg_id: &str, outcome: Outcome) {
-        let Some(session) = self.sessions.get_mut(key) else {
+        let Some(session) = self.dispatch.session_mut(key) else {
             self.counters.acks_unclaimed.add(1);
             return;
         };

@@ -73,7 +73,7 @@ impl State {
     fn advise(&mut self, key: Key, after: Duration) {
         let Some(connection) = self.connections.get(key) else { return };
         let Purpose::Session(session) = connection.purpose else { return };
-        let Some(session) = self.sessions.get(session) else { return };
+        let Some(session) = self.dispatch.sessions().get(session) else { return };
         let resume_offset = session.settled_offset();
         let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         self.reply(key, |replies| {

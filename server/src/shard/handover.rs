@@ -27,7 +27,7 @@ pub struct Handover {
 }
 
 /// A message on its way to its recipient's home shard.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Posted {
     /// The sender's name for it.
     pub msg_id: Box<str>,
@@ -53,6 +53,8 @@ pub struct Posted {
     pub ttl_ms: Option<u64>,
     /// How many nodes it has been sent on by.
     pub hops: u8,
+    /// Their marks, in order.
+    pub trail: Vec<u64>,
 }
 
 /// One piece of mail between shards.

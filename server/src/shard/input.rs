@@ -75,7 +75,7 @@ impl State {
         if let Err(reason) = end {
             self.close(key, reason);
         }
-        self.send_answers();
+        self.settle_dispatch();
     }
 
     /// Acts on input that was held back, if nothing holds it back any more.
@@ -104,7 +104,7 @@ impl State {
     }
 
     fn must_pause(&self, session: Key) -> bool {
-        self.sessions.get(session).is_some_and(|session| session.unconfirmed() >= UNCONFIRMED_MAX)
+        self.dispatch.sessions().get(session).is_some_and(|session| session.unconfirmed() >= UNCONFIRMED_MAX)
     }
 
     fn take_echo(&mut self, active: &mut Active, buf: &mut [u8], start: usize) -> Result<usize, Disconnect> {
@@ -144,7 +144,7 @@ impl State {
         // Copied once for all that the buffer holds: the session must not stay borrowed.
         let mut id = std::mem::take(&mut self.sender_id);
         id.clear();
-        id.push_str(self.sessions.get(session).map_or("", |session| session.id().as_str()));
+        id.push_str(self.dispatch.sessions().get(session).map_or("", |session| session.id().as_str()));
         let sender = SenderId { session, id: &id, escaped_id: &escape(&id) };
         let result = self.take_frames_of(sender, active, buf, start, patience);
         self.sender_id = id;
@@ -183,18 +183,16 @@ impl State {
         match parse(text, self.settings.message_bytes_max) {
             Ok(ClientRequest::Message(message)) => self.send(sender, replies, &message),
             Ok(ClientRequest::AckOffset(offset)) => {
-                let (now_ms, limits) = (self.clock.wall_ms, self.settings.session);
-                if let Some(session) = self.sessions.get_mut(key) {
-                    session.on_ack_offset(offset, &mut self.store, now_ms, &mut self.answers);
-                    session.read_on_if_room(&mut self.store, limits, now_ms);
-                }
+                self.dispatch.with_session(key, |session, store, limits, answers, now_ms| {
+                    session.on_ack_offset(offset, store, now_ms, answers);
+                    session.read_on_if_room(store, limits, now_ms);
+                });
             }
             Ok(ClientRequest::AckMessage(msg_id)) => {
-                let (now_ms, limits) = (self.clock.wall_ms, self.settings.session);
-                if let Some(session) = self.sessions.get_mut(key) {
-                    session.on_ack_message(&escape(&msg_id), &mut self.store, now_ms, &mut self.answers);
-                    session.read_on_if_room(&mut self.store, limits, now_ms);
-                }
+                self.dispatch.with_session(key, |session, store, limits, answers, now_ms| {
+                    session.on_ack_message(&escape(&msg_id), store, now_ms, answers);
+                    session.read_on_if_room(store, limits, now_ms);
+                });
             }
             Ok(ClientRequest::Ping) => Replies::pong(replies),
             Err(refusal) => {

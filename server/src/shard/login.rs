@@ -1,17 +1,14 @@
 //! A client comes and goes: the session it gets, the one it replaces, what is kept when it leaves.
 
-use std::task::Poll;
-
 use websocket::{Decoder, Role};
 
-use crate::protocol::{Replies, Welcome};
-use crate::store::{Claimed, Store};
+use crate::routing::Login;
 
 use super::connection::{Active, Purpose};
 use super::disconnect::Disconnect;
 use super::handover::Handover;
 use super::input::{Patience, end_with};
-use super::session::{Newcomer, Session};
+use super::session::Newcomer;
 use super::slab::Key;
 use super::state::State;
 
@@ -21,38 +18,19 @@ impl State {
         let Handover { login, client_id, hash, mut surplus, .. } = handover;
         login.write_response(&mut active.replies);
         // Newest login wins: what the older one has not acknowledged is kept first, then found again by this one.
-        if let Some(older) = self.find_session(hash, client_id.as_str())
+        if let Some(older) = self.dispatch.find_session(hash, client_id.as_str())
             && let Some(connection) = self.connection_of(older)
         {
             self.close(connection, Disconnect::Replaced);
         }
-        let now_ms = self.clock.wall_ms;
-        let claimed = match self.store.claim(&client_id) {
-            Poll::Ready(claimed) => claimed,
-            // The claim follows; until then the session knows of nothing that waits.
-            Poll::Pending => Claimed::default(),
-        };
-        let started_ms = self.clock.started_ms;
         let newcomer = Newcomer { id: client_id, hash, connection: key, wishes: login.wishes };
-        let (session, start) = Session::new(newcomer, claimed, &mut self.store, started_ms, now_ms);
-        let ring_version = self.ring.load().map_or(0, |ring| ring.version().get());
-        Replies::welcome(
-            &mut active.replies,
-            &Welcome {
-                node_id: self.settings.node_id.as_str(),
-                client_id: session.id().as_str(),
-                ring_version,
-                offset: start.offset,
-                recovered: start.recovered,
-                ping_interval_ms: u64::try_from(self.settings.ping_interval.as_millis()).unwrap_or(u64::MAX),
-            },
-        );
-        let session = self.sessions.insert(session);
-        let sessions = &self.sessions;
-        let hash_of = |index: &u32| sessions.at(*index).map_or(0, |(_, session)| session.hash());
-        self.by_client.insert_unique(hash, session.index, hash_of);
-        self.counters.logins.add(1);
-        self.counters.sessions.set(self.sessions.len() as u64);
+        let session = match self.dispatch.log_in(newcomer) {
+            Login::Welcome(session, start) => {
+                self.write_welcome(&mut active.replies, session, start);
+                session
+            }
+            Login::Waits(session) => session,
+        };
         self.set_purpose(key, Purpose::Session(session));
         active.decoder = Decoder::new(Role::Server, self.settings.message_bytes_max.saturating_mul(2));
         // Many clients log in and then say nothing for long: the task stays only if there is more to do.
@@ -69,12 +47,10 @@ impl State {
     pub(super) fn log_out(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let Purpose::Session(session_key) = connection.purpose else { return };
-        let Some(session) = self.sessions.remove(session_key) else { return };
-        if let Ok(found) = self.by_client.find_entry(session.hash(), |index| *index == session_key.index) {
-            found.remove();
+        // Another connection may carry it by now.
+        if self.dispatch.sessions().get(session_key).is_some_and(|session| session.connection() == key.index) {
+            self.dispatch.log_out(session_key);
         }
-        self.counters.sessions.set(self.sessions.len() as u64);
-        session.leave(&mut self.store, self.clock.wall_ms, &mut self.answers);
-        self.send_answers();
+        self.settle_dispatch();
     }
 }

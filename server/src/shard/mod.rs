@@ -42,6 +42,7 @@ mod state;
 mod sweep;
 mod thread;
 
+pub use disconnect::Disconnect;
 pub use opening::OpeningRules;
 pub use outbox::{Entry, OutboxLimits};
 pub use session::SessionLimits;

@@ -11,6 +11,11 @@ pub fn at(now_ms: u64) -> u64 {
     now_ms.saturating_mul(1 << SEQUENCE_BITS).min(OFFSET_MAX)
 }
 
+/// The moment whose offsets include `offset`, in milliseconds since 1970.
+pub fn moment(offset: u64) -> u64 {
+    offset >> SEQUENCE_BITS
+}
+
 /// The offset after `last`: never below the moment's.
 pub fn next_offset(last: u64, now_ms: u64) -> u64 {
     last.saturating_add(1).max(at(now_ms)).min(OFFSET_MAX)

@@ -41,8 +41,8 @@ pub struct Entry {
 }
 
 /// Frames for one recipient.
-// Invariants: written <= sent <= entries.len(); stored <= entries.len(); the frames of `entries` are `frames[start..]`,
-// back to back, and those of `entries[sent..]` begin at `sent_at`.
+// Invariants: written <= sent <= entries.len(); confirmed <= stored <= entries.len(); the frames of `entries` are
+// `frames[start..]`, back to back, and those of `entries[sent..]` begin at `sent_at`.
 #[derive(Default)]
 pub struct Outbox {
     frames: Vec<u8>,
@@ -53,8 +53,12 @@ pub struct Outbox {
     sent_at: usize,
     // Entries whose write has completed.
     written: usize,
-    // Entries that the store holds too.
+    // Entries that the store was given too.
     stored: usize,
+    // Entries of which the store has said that it has them.
+    confirmed: usize,
+    // Entries that left between the one and the other.
+    left_unconfirmed: usize,
 }
 
 impl Outbox {
@@ -105,6 +109,7 @@ impl Outbox {
         self.entries
             .push_back(Entry { frame_bytes, ..Entry::new(kept.offset, kept.identity, kept.ts_ms, kept.expires_ms) });
         self.stored += 1;
+        self.confirmed += usize::from(self.confirmed + 1 == self.stored);
     }
 
     /// Copies unsent frames to `out`, whole ones, until it holds `bytes_max` or more.
@@ -156,7 +161,10 @@ impl Outbox {
         self.written -= 1;
         self.sent -= 1;
         let was_stored = self.stored > 0;
+        let was_confirmed = self.confirmed > 0;
         self.stored -= usize::from(was_stored);
+        self.confirmed -= usize::from(was_confirmed);
+        self.left_unconfirmed += usize::from(was_stored && !was_confirmed);
         Done { entry, was_stored, frame }
     }
 
@@ -200,11 +208,11 @@ impl Outbox {
         }
     }
 
-    /// The entry of an unfinished message by its identity, and whether the store holds it too.
+    /// The entry of an unfinished message by its identity, and whether the store has confirmed it.
     pub fn find(&mut self, identity: u64) -> Option<(&mut Entry, bool)> {
-        let stored = self.stored;
+        let confirmed = self.confirmed;
         let (index, entry) = self.entries.iter_mut().enumerate().find(|(_, entry)| entry.identity == identity)?;
-        Some((entry, index < stored))
+        Some((entry, index < confirmed))
     }
 
     /// The oldest message.
@@ -212,13 +220,12 @@ impl Outbox {
         self.entries.front()
     }
 
-    /// Hands the messages that the store does not hold yet, and that are older than `accepted_before`, to `store`,
-    /// oldest first, with the message's name and its sender: from here on they count as stored.
-    pub fn spill(&mut self, accepted_before: u64, mut store: impl FnMut(Kept, Option<(Origin, &str)>)) -> usize {
-        let mut at =
-            self.start + self.entries.iter().take(self.stored).map(|entry| entry.frame_bytes as usize).sum::<usize>();
+    /// Gives the messages that the store does not have yet, and that are older than `accepted_before`, to `give`, oldest
+    /// first: from here on they count as stored. Returns how many that were, those that need not be kept any more included.
+    pub fn spill(&mut self, accepted_before: u64, mut give: impl FnMut(Kept)) -> usize {
+        let mut at = self.frames_bytes_of(self.stored);
         let first = self.stored;
-        for entry in self.entries.iter_mut().skip(first) {
+        for entry in self.entries.iter().skip(first) {
             if entry.ts_ms >= accepted_before {
                 break;
             }
@@ -226,14 +233,64 @@ impl Outbox {
             let frame = self.frames.get(at..end).unwrap_or_default();
             at = end;
             self.stored += 1;
-            if entry.is_acked {
-                continue;
+            if !entry.is_acked {
+                give(Kept::from_frame(frame, entry));
             }
-            let asker = entry.wants_ack.then(|| (entry.origin, msg_id(frame)));
-            entry.wants_ack = false;
-            store(Kept::from_frame(frame, entry), asker);
         }
         self.stored - first
+    }
+
+    /// The store has the next `count` of those it was given; `tell` gets those of them whose senders wait.
+    pub fn confirm(&mut self, count: usize, mut tell: impl FnMut(Origin, &str)) {
+        let left = count.min(self.left_unconfirmed);
+        self.left_unconfirmed -= left;
+        let count = (count - left).min(self.stored - self.confirmed);
+        let mut at = self.frames_bytes_of(self.confirmed);
+        for entry in self.entries.iter_mut().skip(self.confirmed).take(count) {
+            let end = at + entry.frame_bytes as usize;
+            if entry.wants_ack {
+                entry.wants_ack = false;
+                tell(entry.origin, msg_id(self.frames.get(at..end).unwrap_or_default()));
+            }
+            at = end;
+        }
+        self.confirmed += count;
+    }
+
+    /// Where the frame of entry `index` begins.
+    fn frames_bytes_of(&self, index: usize) -> usize {
+        self.start + self.entries.iter().take(index).map(|entry| entry.frame_bytes as usize).sum::<usize>()
+    }
+
+    /// All that is here goes out again, over another connection.
+    pub fn rewind(&mut self) {
+        self.sent = 0;
+        self.written = 0;
+        self.sent_at = self.start;
+    }
+
+    /// All of it reached the client over an earlier connection, or need not: what is acknowledged may be removed.
+    pub fn mark_all_written(&mut self) {
+        self.sent = self.entries.len();
+        self.written = self.sent;
+        self.sent_at = self.frames.len();
+    }
+
+    /// Takes out all that the store has not confirmed, with its name and who waits for it.
+    pub fn take_unconfirmed(&mut self) -> Vec<(Kept, Box<str>, Vec<Origin>)> {
+        let mut at = self.frames_bytes_of(self.confirmed);
+        let mut taken = Vec::new();
+        for entry in self.entries.iter().skip(self.confirmed) {
+            let end = at + entry.frame_bytes as usize;
+            let frame = self.frames.get(at..end).unwrap_or_default();
+            at = end;
+            if !entry.is_acked {
+                let askers = if entry.wants_ack { vec![entry.origin] } else { Vec::new() };
+                taken.push((Kept::from_frame(frame, entry), msg_id(frame).into(), askers));
+            }
+        }
+        *self = Self::default();
+        taken
     }
 }
 

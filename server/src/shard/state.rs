@@ -10,15 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
-use hashbrown::HashTable;
-use ring::{NodeId, RingReader};
+use ring::NodeId;
 
 use crate::metrics::Counters;
 use crate::protocol::ClientId;
 use crate::publish::PublishAnswers;
-use crate::store::{LocalStore, StoreLimits};
+use crate::routing::Dispatcher;
+use crate::store::StoreLimits;
 
-use super::answers::Answers;
 use super::buffers::Pool;
 use super::clock::Clock;
 use super::connection::{Active, Connection, Ending, Purpose, Step};
@@ -87,14 +86,10 @@ pub(super) struct State {
     pub settings: Arc<Settings>,
     pub shared: Arc<Shared>,
     pub counters: Arc<Counters>,
-    pub ring: RingReader,
     pub clock: Clock,
     pub pool: Pool,
     pub connections: Slab<Connection>,
-    pub sessions: Slab<Session>,
-    pub by_client: HashTable<u32>,
-    pub store: LocalStore,
-    pub answers: Answers,
+    pub dispatch: Dispatcher,
     pub publishers: PublishAnswers,
     pub drain: Option<Drain>,
     pub is_stopping: bool,
@@ -113,6 +108,12 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Begins a turn.
+    pub fn refresh_clock(&mut self) {
+        self.clock.refresh();
+        self.dispatch.now = self.clock.now();
+    }
+
     /// Puts a fresh connection into the table; the caller registers it with the poller and starts its task.
     pub fn add_connection(&mut self, purpose: Purpose, message_bytes_max: usize) -> Key {
         let mut active = Box::new(Active::new(message_bytes_max));
@@ -184,7 +185,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(key) else { return Some(Step::Close) };
         let Some(active) = connection.active.as_deref_mut() else { return Some(Step::Close) };
         let session = match connection.purpose {
-            Purpose::Session(key) => self.sessions.get_mut(key),
+            Purpose::Session(key) => self.dispatch.session_mut(key),
             _ => None,
         };
         if !active.is_blocked {
@@ -352,16 +353,9 @@ impl State {
         }
     }
 
-    /// The session of a client that is logged in here.
-    pub fn find_session(&self, hash: u64, client: &str) -> Option<Key> {
-        let is_it = |index: &u32| self.sessions.at(*index).is_some_and(|(_, session)| session.id().as_str() == client);
-        let index = *self.by_client.find(hash, is_it)?;
-        self.sessions.at(index).map(|(key, _)| key)
-    }
-
     /// The connection that carries a session. It outlives the session: its index is enough to name it.
     pub fn connection_of(&self, session: Key) -> Option<Key> {
-        let index = self.sessions.get(session)?.connection();
+        let index = self.dispatch.sessions().get(session)?.connection();
         self.connections.at(index).map(|(key, _)| key)
     }
 
@@ -395,13 +389,14 @@ impl State {
 
     /// True when a shard is so far behind that nothing more should be read for it.
     pub fn is_congested(&self) -> bool {
-        self.outgoing.iter().any(|queue| queue.len() >= OUTGOING_MAX)
+        self.outgoing.iter().any(|queue| queue.len() >= OUTGOING_MAX) || self.dispatch.is_congested()
     }
 
     /// What this shard knows of a client.
-    pub fn look(&self, client: &ClientId, hash: u64) -> ClientView {
-        let kept_messages = self.store.messages_of(client.as_str());
-        let session = self.find_session(hash, client.as_str()).and_then(|key| self.sessions.get(key));
+    pub fn look(&mut self, client: &ClientId, hash: u64) -> ClientView {
+        let kept_messages = self.dispatch.local_store().map_or(0, |store| store.messages_of(client.as_str()));
+        let key = self.dispatch.find_session(hash, client.as_str());
+        let session = key.and_then(|key| self.dispatch.sessions().get(key));
         let Some(session) = session else { return ClientView { kept_messages, ..ClientView::default() } };
         let (outbox_messages, outbox_bytes) = session.outbox_size();
         ClientView {

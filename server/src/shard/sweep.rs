@@ -33,10 +33,13 @@ impl State {
                 self.sweep_connection(key);
             }
         }
-        self.counters.expired.add(self.store.expire(self.clock.wall_ms, BUFFERS_PER_TICK));
-        self.counters.kept_messages.set(self.store.messages() as u64);
-        self.counters.kept_bytes.set(self.store.bytes() as u64);
-        self.send_answers();
+        if let Some(store) = self.dispatch.local_store() {
+            self.counters.expired.add(store.expire(self.clock.wall_ms, BUFFERS_PER_TICK));
+            self.counters.kept_messages.set(store.messages() as u64);
+            self.counters.kept_bytes.set(store.bytes() as u64);
+        }
+        self.dispatch.tick();
+        self.settle_dispatch();
     }
 
     fn sweep_connection(&mut self, key: Key) {
@@ -73,18 +76,20 @@ impl State {
     }
 
     fn sweep_session(&mut self, connection: Key, key: Key) {
-        let (now_ms, limits) = (self.clock.wall_ms, self.settings.session);
         let stall_ms = u64::try_from(self.settings.stall_timeout.as_millis()).unwrap_or(u64::MAX);
-        let Some(session) = self.sessions.get_mut(key) else { return };
-        session.rest(REMEMBER_MS, now_ms);
-        if session.receiver_acks() {
-            session.spill_overdue(&mut self.store, limits, now_ms, &mut self.answers);
-        }
-        let has_more = session.read_on_if_room(&mut self.store, limits, now_ms);
-        if session.is_stuck(limits, stall_ms, now_ms) {
-            self.close(connection, Disconnect::SlowConsumer);
-        } else if has_more {
-            self.wake(connection);
+        let right = self.dispatch.right(key);
+        let swept = self.dispatch.with_session(key, |session, store, limits, answers, now_ms| {
+            session.rest(REMEMBER_MS, now_ms);
+            if session.receiver_acks() && right.is_claimed {
+                session.spill_overdue(store, limits, now_ms, answers);
+            }
+            let has_more = right.is_claimed && session.read_on_if_room(store, limits, now_ms);
+            (has_more, session.is_stuck(limits, stall_ms, now_ms))
+        });
+        match swept {
+            Some((_, true)) => self.close(connection, Disconnect::SlowConsumer),
+            Some((true, false)) => self.wake(connection),
+            _ => {}
         }
     }
 

@@ -14,8 +14,10 @@ use ring::SharedRing;
 use rustix::event::epoll::Event;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
+use crate::bus::Address;
 use crate::metrics::Counters;
-use crate::store::LocalStore;
+use crate::routing::{Dispatcher, Now, Rules};
+use crate::store::{AnyStore, LocalStore};
 
 use super::clock::{Clock, TICK};
 use super::connection::{self, Purpose};
@@ -125,7 +127,7 @@ async fn turns(mut parts: Parts) -> io::Result<()> {
         waiter.readable(false).await?;
         shard.poller.take(&mut events);
         shard.with(|state| {
-            state.clock.refresh();
+            state.refresh_clock();
             state.counters.turns.add(1);
         });
         let mut ticked = false;
@@ -176,20 +178,17 @@ fn tick_timer() -> io::Result<OwnedFd> {
 }
 
 fn new_state(parts: &Parts) -> State {
+    let clock = Clock::start();
     State {
         index: parts.index,
         shards: parts.shards,
         settings: Arc::clone(&parts.settings),
         shared: Arc::clone(&parts.shared),
         counters: Arc::clone(&parts.counters),
-        ring: parts.ring.reader(),
-        clock: Clock::start(),
+        clock,
         pool: super::buffers::Pool::default(),
         connections: super::slab::Slab::default(),
-        sessions: super::slab::Slab::default(),
-        by_client: hashbrown::HashTable::new(),
-        store: LocalStore::new(parts.settings.store),
-        answers: super::answers::Answers::default(),
+        dispatch: new_dispatcher(parts, clock.now()),
         publishers: crate::publish::PublishAnswers::default(),
         drain: None,
         is_stopping: false,
@@ -203,6 +202,22 @@ fn new_state(parts: &Parts) -> State {
         names: 0,
         sender_id: String::new(),
     }
+}
+
+fn new_dispatcher(parts: &Parts, now: Now) -> Dispatcher {
+    let settings = &parts.settings;
+    let shard = u16::try_from(parts.index).unwrap_or(u16::MAX);
+    let me = Address { node: settings.node_id.clone(), incarnation: 0, shard };
+    let rules = Rules {
+        session: settings.session,
+        message_ttl_ms: settings.message_ttl_ms,
+        claim_wait_ms: 2_000,
+        takeover_wait_ms: 10_000,
+        ceiling_ms: 60_000,
+        lanes: 8,
+    };
+    let store = AnyStore::Local(LocalStore::new(settings.store));
+    Dispatcher::new(me, rules, store, parts.ring.reader(), Arc::clone(&parts.counters), now)
 }
 
 impl Shard {
@@ -311,7 +326,7 @@ impl Shard {
                 Some(Mail::Handover(handover)) => self.take_over(*handover),
                 Some(Mail::Message(posted)) => self.with(|state| {
                     state.on_message(&posted);
-                    state.send_answers();
+                    state.settle_dispatch();
                 }),
                 Some(Mail::Answer(answer)) => {
                     self.with(|state| state.on_answer(answer.key, &answer.escaped_msg_id, answer.outcome));
@@ -343,7 +358,7 @@ impl Shard {
                     connection.active = Some(active);
                     connection.is_in_hand = false;
                 }
-                state.send_answers();
+                state.settle_dispatch();
             }
             key
         });
@@ -367,7 +382,7 @@ impl Shard {
                     posted.ts_ms = state.clock.wall_ms;
                     state.counters.messages_in.add(1);
                     state.on_message(&posted);
-                    state.send_answers();
+                    state.settle_dispatch();
                 } else {
                     state.counters.dropped_overloaded.add(1);
                     let outcome = Err((crate::protocol::ErrorCode::Overloaded, "too many publishers wait"));

@@ -217,7 +217,15 @@ impl Store for LocalStore {
         self.drop_if_over(key, now_ms);
     }
 
-    fn append(&mut self, client: &str, mut message: Kept, room: Room, now_ms: u64) -> Poll<Appended> {
+    fn append_all(&mut self, client: &ClientId, messages: Vec<Kept>, now_ms: u64) -> Poll<()> {
+        for message in &messages {
+            let _ = self.append(client, message, Room::Owed, now_ms);
+        }
+        Poll::Ready(())
+    }
+
+    fn append(&mut self, client: &ClientId, message: &Kept, room: Room, now_ms: u64) -> Poll<Appended> {
+        let (client, mut message) = (client.as_str(), message.clone());
         let bytes = cost(&message);
         if room == Room::IfFree && self.bytes.saturating_add(bytes) > self.limits.total_bytes {
             return Poll::Ready(Appended::Refused(BufferFull::Node));

@@ -2,7 +2,10 @@
 //! The [`Store`] is a seam: a shard asks and goes on; an answer that is not there at once comes back by mail.
 //! [`LocalStore`] keeps all of it in this process, under the same bounds and ages.
 
+pub mod bounds;
 mod local;
+pub mod model;
+mod remote;
 pub mod request;
 
 use std::task::Poll;
@@ -11,6 +14,7 @@ use crate::protocol::{ClientId, Envelope};
 use crate::shard::Entry;
 
 pub use local::{LocalStore, StoreLimits};
+pub use remote::{AnyStore, RemoteStore};
 
 /// A message in a replay buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +101,9 @@ pub trait Store {
     /// A client has left; `last_offset` is the last one it was given.
     fn release(&mut self, client: &ClientId, last_offset: u64, now_ms: u64);
     /// Keeps a message behind all that is kept for `client`.
-    fn append(&mut self, client: &str, message: Kept, room: Room, now_ms: u64) -> Poll<Appended>;
+    fn append(&mut self, client: &ClientId, message: &Kept, room: Room, now_ms: u64) -> Poll<Appended>;
+    /// Keeps accepted messages, in order: all of them.
+    fn append_all(&mut self, client: &ClientId, messages: Vec<Kept>, now_ms: u64) -> Poll<()>;
     /// Reads the messages after `offset`, oldest first, up to about `bytes_max`; empty when there are no more.
     fn page(&mut self, client: &ClientId, offset: u64, bytes_max: usize) -> Poll<Vec<Kept>>;
     /// Drops the messages up to and with `offset`: they are acknowledged.

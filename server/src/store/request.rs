@@ -5,6 +5,7 @@ use ring::NodeId;
 
 use crate::bus::Holder;
 use crate::protocol::ClientId;
+use crate::shard::slab::Key;
 
 use super::{BufferFull, Kept, Room};
 
@@ -38,7 +39,8 @@ pub enum StoreRequest {
         client: ClientId,
         /// By what right.
         author: Author,
-        /// The messages, in order. An offset of 0 is given by the store.
+        /// The messages, in order. An offset of 0 is given by the store; so is one that is below an offset kept already,
+        /// unless that very message is kept.
         messages: Vec<Kept>,
         /// Whether they may be refused.
         room: Room,
@@ -105,8 +107,8 @@ pub enum StoreAnswer {
     Claimed {
         /// Its generation now.
         generation: u64,
-        /// Who held it before and has not released it; never this life of this node itself.
-        previous: Option<Holder>,
+        /// Who held it before and has not released it yet, latest last; never this life of this node itself.
+        unreleased: Vec<Holder>,
         /// Offsets up to this one may have been given away.
         last_offset: u64,
         /// The highest offset that was dropped unacknowledged; 0 for none.
@@ -125,8 +127,6 @@ pub enum StoreAnswer {
     },
     /// Not kept: there is no room.
     Refused(BufferFull),
-    /// Not kept: an offset that was given is below one that is kept already, and not itself kept.
-    OutOfOrder,
     /// Messages in order; none when there are no more.
     Page(Vec<Kept>),
     /// Done.
@@ -134,5 +134,52 @@ pub enum StoreAnswer {
 }
 
 /// Names whom an answer is for, within the shard that asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Ticket(pub u64);
+
+impl Ticket {
+    /// Nobody waits for the answer.
+    pub const NOBODY: Self = Self(u64::MAX);
+    const WAITING: u64 = 1 << 63;
+    const CLAIM: u64 = 1 << 62;
+    const KINDS: u64 = Self::WAITING | Self::CLAIM;
+
+    /// A session.
+    pub fn session(key: Key) -> Self {
+        Self(key.to_u64() & !Self::KINDS)
+    }
+
+    /// A session's claim.
+    pub fn claim(self) -> Self {
+        Self(self.0 | Self::CLAIM)
+    }
+
+    /// Messages that wait for a look-up.
+    pub fn waiting(key: Key) -> Self {
+        Self(key.to_u64() & !Self::KINDS | Self::WAITING)
+    }
+
+    /// Tells whom it names.
+    pub fn whom(self) -> Whom {
+        let key = Key::from_u64(self.0 & !Self::KINDS);
+        match self.0 & Self::KINDS {
+            _ if self == Self::NOBODY => Whom::Nobody,
+            Self::WAITING => Whom::Waiting(key),
+            Self::CLAIM => Whom::Claim(key),
+            _ => Whom::Session(key),
+        }
+    }
+}
+
+/// Whom an answer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whom {
+    /// Nobody.
+    Nobody,
+    /// A session, which asked something about its messages.
+    Session(Key),
+    /// A session, which asked for its client.
+    Claim(Key),
+    /// Messages that wait for a look-up.
+    Waiting(Key),
+}

@@ -12,7 +12,11 @@ use crate::store::{LocalStore, StoreLimits};
 
 const SENDER: u64 = 7;
 const STARTED_MS: u64 = 1_800_000_000_000;
-const LIMITS: SessionLimits = SessionLimits { outbox: OutboxLimits { bytes: 4_000, messages: 8 }, ack_wait_ms: 1000 };
+const LIMITS: SessionLimits = SessionLimits {
+    outbox: OutboxLimits { bytes: 4_000, messages: 8 },
+    ack_wait_ms: 1000,
+    kept_status: AckStatus::Held,
+};
 const STORE_LIMITS: StoreLimits = StoreLimits {
     recipient_bytes: 20_000,
     recipient_messages: 40,
@@ -87,8 +91,10 @@ impl World {
             expires_ms: self.now_ms + TTL_MS,
         };
         let accepted = match &mut self.session {
-            Some(session) => session.accept(&inbound, &mut self.store, LIMITS, &mut self.answers),
-            None => match self.store.append("recipient", inbound.keep(0), Room::IfFree, self.now_ms) {
+            Some(session) => {
+                session.accept(&inbound, &mut self.store, LIMITS, Right::UNBOUNDED, self.now_ms, &mut self.answers)
+            }
+            None => match self.store.append(&recipient(), &inbound.keep(0), Room::IfFree, self.now_ms) {
                 Poll::Ready(Appended::Kept) => Accepted::Kept,
                 Poll::Ready(Appended::Repeated) => Accepted::Repeated(AckStatus::Held),
                 Poll::Ready(Appended::Refused(cause)) => Accepted::Refused(cause),
@@ -102,7 +108,7 @@ impl World {
                 self.answered.entry(msg_id.to_owned()).or_default().push(AckStatus::Held);
             }
             Accepted::Repeated(status) => self.answered.entry(msg_id.to_owned()).or_default().push(status),
-            Accepted::Pending { .. } | Accepted::Refused(_) => {}
+            Accepted::Pending { .. } | Accepted::Refused(_) | Accepted::NoRoom => {}
         }
         self.collect_answers();
     }
@@ -155,7 +161,7 @@ impl World {
 
     fn cut(&mut self) {
         if let Some(session) = self.session.take() {
-            session.leave(&mut self.store, self.now_ms, &mut self.answers);
+            leave(session, &mut self.store, self.now_ms, &mut self.answers);
             self.collect_answers();
         }
         self.unacked.clear();
@@ -248,6 +254,16 @@ impl World {
             self.pass(1);
         }
     }
+}
+
+fn recipient() -> ClientId {
+    ClientId::try_from("recipient").unwrap()
+}
+
+fn leave(mut session: Session, store: &mut LocalStore, now_ms: u64, answers: &mut Answers) {
+    session.detach();
+    session.spill_all(store, LIMITS, now_ms, answers);
+    session.release(store, now_ms);
 }
 
 fn happenings() -> impl Strategy<Value = Vec<Happening>> {
@@ -381,7 +397,7 @@ fn a_position_that_is_gone_or_unknown_is_said_to_be() {
         let wishes = Wishes { resume_offset, ..Wishes::default() };
         let who = Newcomer { id: id.clone(), hash: 1, connection: Key { index: 0, life: 0 }, wishes };
         let (session, start) = Session::new(who, claimed, store, STARTED_MS, now_ms);
-        session.leave(store, now_ms, &mut Answers::default());
+        leave(session, store, now_ms, &mut Answers::default());
         start.recovered
     };
     assert!(check(&mut store, None, STARTED_MS));
@@ -397,7 +413,7 @@ fn a_position_that_is_gone_or_unknown_is_said_to_be() {
         expires_ms: STARTED_MS + 20,
         body: b"{".as_slice().into(),
     };
-    let _ = store.append("recipient", kept, Room::IfFree, STARTED_MS + 10);
+    let _ = store.append(&id, &kept, Room::IfFree, STARTED_MS + 10);
     assert_eq!(store.expire(STARTED_MS + 30, 10), 1);
     assert!(!check(&mut store, Some(offset::at(STARTED_MS + 5)), STARTED_MS + 40), "expired behind this position");
     assert!(check(&mut store, Some(offset::at(STARTED_MS + 35)), STARTED_MS + 40));

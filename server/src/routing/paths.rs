@@ -1,0 +1,356 @@
+//! By which node's topic the messages for a recipient go, and how that changes without any of them overtaking another.
+//! Pure. Does not know what waits for a fence, nor sends anything.
+//!
+//! Order is kept per sender and recipient: a pair, known here by one hash of both.
+//!
+//! A recipient's path is where a hint says its session is, else the owner by the ring. When it differs from the path of
+//! the pair's latest message, a fence is written behind that message, and whatever comes next waits for its echo.
+
+use hashbrown::HashMap;
+use ring::{NodeId, Ring};
+use xxhash_rust::xxh3::Xxh3Builder;
+
+use crate::bus::Holder;
+
+/// How long a path is remembered after its latest message: longer than a node may be stopped, or without its store, and
+/// go on as if nothing had been.
+const MEMORY_MS: u64 = 60_000;
+/// Paths remembered in each half of the memory. Beyond that a recipient counts as one that was never written to.
+const RECENT_MAX: usize = 500_000;
+/// Recipients whose whereabouts are remembered. Beyond that messages to others take the way over the ring's owner.
+const HINTS_MAX: usize = 200_000;
+/// How long an echo is waited for. The reader of the old topic may be gone with nobody in its place: then messages go
+/// on, and their order is no longer certain.
+const FENCE_WAIT_MS: u64 = 120_000;
+
+#[derive(Debug, Clone, Copy)]
+struct Recent {
+    node: u16,
+    // Of the parcels this shard has sent, the recipient's latest.
+    sequence: u64,
+    at_ms: u64,
+    // Where messages from ahead of the fence were sent on to meanwhile: the path once the fence has come back.
+    next: Option<(u16, u64)>,
+}
+
+#[derive(Debug)]
+struct Hint {
+    holder: Holder,
+    used_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fence {
+    id: u64,
+    hash: u64,
+    node: u16,
+    // Parcels up to this one are ahead of it.
+    sequence: u64,
+    since_ms: u64,
+}
+
+/// What a message for a recipient has to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passage {
+    /// Go.
+    Free,
+    /// Wait for the echo of this fence, which is under way.
+    Wait(u64),
+    /// The same, but the fence has to be written first, to this node's topic.
+    Fence {
+        /// Its name.
+        id: u64,
+        /// An index for [`Paths::node`].
+        node: u16,
+    },
+}
+
+/// One shard's paths.
+pub struct Paths {
+    lanes: u16,
+    nodes: Vec<NodeId>,
+    younger: HashMap<u64, Recent, Xxh3Builder>,
+    older: HashMap<u64, Recent, Xxh3Builder>,
+    turned_ms: u64,
+    hints: HashMap<Box<str>, Hint, Xxh3Builder>,
+    // By recipient and node.
+    fences: HashMap<(u64, u16), Fence, Xxh3Builder>,
+    names: HashMap<u64, (u64, u16), Xxh3Builder>,
+    // Fences whose place a later one has taken.
+    replaced: Vec<(u64, u64)>,
+    sequence: u64,
+    next_fence: u64,
+}
+
+impl Paths {
+    /// No path yet; topics have `lanes` partitions for clients.
+    pub fn new(lanes: u16) -> Self {
+        Self {
+            lanes: lanes.max(1),
+            nodes: Vec::new(),
+            younger: HashMap::default(),
+            older: HashMap::default(),
+            turned_ms: 0,
+            hints: HashMap::default(),
+            fences: HashMap::default(),
+            names: HashMap::default(),
+            replaced: Vec::new(),
+            sequence: 0,
+            next_fence: 1,
+        }
+    }
+
+    /// The partition of the clients with this hash.
+    pub fn lane_of(&self, hash: u64) -> u16 {
+        let lane = hash % u64::from(self.lanes);
+        1 + u16::try_from(lane).unwrap_or(0)
+    }
+
+    /// A node by its index.
+    pub fn node(&self, index: u16) -> Option<&NodeId> {
+        self.nodes.get(usize::from(index))
+    }
+
+    /// The other node that messages for a client without a session here go to; none for this one.
+    pub fn target(
+        &mut self,
+        client: &str,
+        hash: u64,
+        ring: Option<&Ring>,
+        this: &NodeId,
+        now_ms: u64,
+    ) -> Option<NodeId> {
+        if let Some(hint) = self.hints.get_mut(client) {
+            hint.used_ms = now_ms;
+            return (hint.holder.node != *this).then(|| hint.holder.node.clone());
+        }
+        let ring = ring?;
+        let owner = ring.weights().node(ring.owner_of_hash(hash));
+        (owner != this).then(|| owner.clone())
+    }
+
+    /// Where a hint says that the client is.
+    pub fn hint(&self, client: &str) -> Option<&Holder> {
+        self.hints.get(client).map(|hint| &hint.holder)
+    }
+
+    /// A recipient's session is with `holder`: a newer login than any known before replaces the hint. True if it did.
+    pub fn learn(&mut self, client: &str, holder: &Holder, now_ms: u64) -> bool {
+        if let Some(hint) = self.hints.get_mut(client) {
+            let is_newer = holder.generation > hint.holder.generation;
+            if is_newer {
+                *hint = Hint { holder: holder.clone(), used_ms: now_ms };
+            }
+            return is_newer;
+        }
+        if self.hints.len() >= HINTS_MAX {
+            self.hints.retain(|_, hint| now_ms.saturating_sub(hint.used_ms) < MEMORY_MS);
+            if self.hints.len() >= HINTS_MAX {
+                return false;
+            }
+        }
+        let hint = Hint { holder: holder.clone(), used_ms: now_ms };
+        self.hints.insert(client.into(), hint);
+        true
+    }
+
+    /// What was known of a recipient's whereabouts holds no longer.
+    pub fn forget(&mut self, client: &str) {
+        self.hints.remove(client);
+    }
+
+    /// Hints that are held.
+    pub fn hints(&self) -> usize {
+        self.hints.len()
+    }
+
+    /// Whether a message for the pair with this hash may go to `target` (none: to this node) now.
+    pub fn passage(&mut self, hash: u64, target: Option<&NodeId>, now_ms: u64) -> Passage {
+        let Some(recent) = self.recent(hash) else { return Passage::Free };
+        if self.node(recent.node) == target {
+            return Passage::Free;
+        }
+        if let Some(fence) = self.fences.get(&(hash, recent.node))
+            && fence.sequence >= recent.sequence
+        {
+            return Passage::Wait(fence.id);
+        }
+        if now_ms.saturating_sub(recent.at_ms) >= MEMORY_MS {
+            return Passage::Free;
+        }
+        let id = self.new_fence(hash, recent.node, now_ms);
+        Passage::Fence { id, node: recent.node }
+    }
+
+    /// The node that the latest messages for the pair with this hash went to, as far as is remembered.
+    pub fn latest(&self, hash: u64) -> Option<u16> {
+        self.recent(hash).map(|recent| recent.node)
+    }
+
+    /// A fence behind the messages for the pair with this hash that went to `node`: its name, and whether it must be
+    /// written first.
+    pub fn fence_behind(&mut self, hash: u64, node: u16, now_ms: u64) -> (u64, bool) {
+        let sequence = self.recent(hash).map_or(self.sequence, |recent| recent.sequence);
+        match self.fences.get(&(hash, node)) {
+            Some(fence) if fence.sequence >= sequence => (fence.id, false),
+            _ => (self.new_fence(hash, node, now_ms), true),
+        }
+    }
+
+    fn new_fence(&mut self, hash: u64, node: u16, now_ms: u64) -> u64 {
+        let id = self.next_fence;
+        self.next_fence += 1;
+        let fence = Fence { id, hash, node, sequence: self.sequence, since_ms: now_ms };
+        // An earlier one is covered by this one: its own echo finds it no more, and whoever waits for it asks again.
+        if let Some(earlier) = self.fences.insert((hash, node), fence) {
+            self.names.remove(&earlier.id);
+            self.replaced.push((earlier.id, id));
+        }
+        self.names.insert(id, (hash, node));
+        id
+    }
+
+    /// A message for the pair with this hash has gone to `node`.
+    pub fn note(&mut self, hash: u64, node: &NodeId, now_ms: u64) {
+        self.sequence += 1;
+        let Some(node) = self.index_of(node) else { return };
+        // What waits for an echo must not be forgotten before it comes.
+        let is_time = now_ms.saturating_sub(self.turned_ms) >= MEMORY_MS && self.fences.is_empty();
+        if is_time || self.younger.len() >= RECENT_MAX {
+            std::mem::swap(&mut self.younger, &mut self.older);
+            self.younger.clear();
+            self.turned_ms = now_ms;
+        }
+        self.younger.insert(hash, Recent { node, sequence: self.sequence, at_ms: now_ms, next: None });
+    }
+
+    /// A message from ahead of the fence has gone to `node`, past those that wait for it.
+    pub fn note_ahead(&mut self, hash: u64, node: &NodeId, now_ms: u64) {
+        let index = self.index_of(node);
+        match self.recent(hash).zip(index) {
+            Some((recent, index)) if recent.node != index => {
+                self.sequence += 1;
+                let recent = Recent { next: Some((index, self.sequence)), at_ms: now_ms, ..recent };
+                self.younger.insert(hash, recent);
+            }
+            _ => self.note(hash, node, now_ms),
+        }
+    }
+
+    fn index_of(&mut self, node: &NodeId) -> Option<u16> {
+        let index = self.nodes.iter().position(|known| known == node).unwrap_or_else(|| {
+            self.nodes.push(node.clone());
+            self.nodes.len() - 1
+        });
+        u16::try_from(index).ok()
+    }
+
+    fn recent(&self, hash: u64) -> Option<Recent> {
+        let recent = self.younger.get(&hash).or_else(|| self.older.get(&hash)).copied()?;
+        Some(recent)
+    }
+
+    /// The echo of a fence has come: its recipient may take its new path. False if nobody waits.
+    pub fn on_fenced(&mut self, id: u64) -> bool {
+        let Some(fence) = self.names.remove(&id).and_then(|key| self.fences.remove(&key)) else { return false };
+        for half in [&mut self.younger, &mut self.older] {
+            if let Some(recent) = half.get(&fence.hash).copied()
+                && recent.node == fence.node
+                && recent.sequence <= fence.sequence
+            {
+                match recent.next {
+                    Some((node, sequence)) => {
+                        _ = half.insert(fence.hash, Recent { node, sequence, next: None, ..recent })
+                    }
+                    None => _ = half.remove(&fence.hash),
+                }
+            }
+        }
+        true
+    }
+
+    /// Fences whose place a later one has taken since the last call: their names, and the later ones'.
+    pub fn take_replaced(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.replaced)
+    }
+
+    /// Fences that nobody has echoed in time; the caller passes each to [`Paths::on_fenced`].
+    pub fn overdue(&self, now_ms: u64) -> Vec<u64> {
+        let is_overdue = |fence: &&Fence| now_ms.saturating_sub(fence.since_ms) >= FENCE_WAIT_MS;
+        self.fences.values().filter(is_overdue).map(|fence| fence.id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::{RingVersion, Weight};
+
+    use super::*;
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    fn holder(name: &str, generation: u64) -> Holder {
+        Holder { node: node(name), incarnation: 1, generation }
+    }
+
+    #[test]
+    fn a_path_changes_behind_a_fence() {
+        let mut paths = Paths::new(4);
+        paths.note(4, &node("a"), 0);
+        assert_eq!(paths.passage(4, Some(&node("a")), 1), Passage::Free);
+        let Passage::Fence { id, node: old } = paths.passage(4, Some(&node("b")), 1) else { panic!("no fence") };
+        assert_eq!(paths.node(old), Some(&node("a")));
+        assert_eq!(paths.passage(4, Some(&node("b")), 1), Passage::Wait(id));
+        assert_eq!(paths.passage(4, None, 1), Passage::Wait(id));
+        assert!(paths.on_fenced(id) && !paths.on_fenced(id));
+        assert_eq!(paths.passage(4, Some(&node("b")), 1), Passage::Free);
+    }
+
+    #[test]
+    fn what_was_sent_past_the_fence_is_the_path_behind_it() {
+        let mut paths = Paths::new(4);
+        paths.note(4, &node("a"), 0);
+        let Passage::Fence { id, .. } = paths.passage(4, Some(&node("b")), 1) else { panic!("no fence") };
+        paths.note_ahead(4, &node("b"), 1);
+        assert_eq!(paths.passage(4, Some(&node("b")), 1), Passage::Wait(id));
+        paths.on_fenced(id);
+        assert_eq!(paths.passage(4, Some(&node("b")), 1), Passage::Free);
+        assert_ne!(paths.passage(4, None, 1), Passage::Free);
+    }
+
+    #[test]
+    fn an_idle_path_changes_at_once() {
+        let mut paths = Paths::new(4);
+        paths.note(4, &node("a"), 0);
+        paths.note(8, &node("a"), 0);
+        assert_ne!(paths.passage(4, None, MEMORY_MS - 1), Passage::Free);
+        assert_eq!(paths.passage(8, None, MEMORY_MS), Passage::Free);
+    }
+
+    #[test]
+    fn an_echo_that_never_comes_is_not_waited_for_for_ever() {
+        let mut paths = Paths::new(4);
+        paths.note(4, &node("a"), 0);
+        let Passage::Fence { id, .. } = paths.passage(4, None, 0) else { panic!("no fence") };
+        assert!(paths.overdue(FENCE_WAIT_MS - 1).is_empty());
+        assert_eq!(paths.overdue(FENCE_WAIT_MS), [id]);
+    }
+
+    #[test]
+    fn the_newest_hint_wins_over_the_ring() {
+        let mut paths = Paths::new(4);
+        let ring = Ring::build(RingVersion::new(1).unwrap(), 0, [(node("a"), Weight::MIN)]).unwrap();
+        let this = node("me");
+        assert_eq!(paths.target("c", 1, Some(&ring), &this, 0), Some(node("a")));
+        assert_eq!(paths.target("c", 1, None, &this, 0), None);
+        assert!(paths.learn("c", &holder("b", 7), 0));
+        assert!(!paths.learn("c", &holder("d", 6), 0));
+        assert_eq!(paths.target("c", 1, Some(&ring), &this, 0), Some(node("b")));
+        assert!(paths.learn("c", &holder("me", 8), 0));
+        assert_eq!(paths.target("c", 1, Some(&ring), &this, 0), None);
+        paths.forget("c");
+        assert_eq!(paths.target("c", 1, Some(&ring), &this, 0), Some(node("a")));
+    }
+}

@@ -1,0 +1,62 @@
+//! What other nodes tell this one, record by record, in the order of its topic's partitions.
+
+use crate::bus::{Arrived, Record};
+use crate::shard::origin::Origin;
+use crate::shard::recent::identity;
+
+use super::dispatcher::{Dispatcher, PassingFence, with_arrival};
+
+impl Dispatcher {
+    /// A record for a client whose home is here, or for every shard.
+    pub fn on_record(&mut self, arrived: Arrived) {
+        let Arrived { at, origin, record } = arrived;
+        match record {
+            Record::Message(mut posted) => {
+                posted.origin = Origin::record(at);
+                posted.wants_ack = true;
+                let expires_ms = self.expiry(posted.ts_ms, posted.ttl_ms);
+                if expires_ms <= self.now.wall_ms {
+                    self.counters.expired.add(1);
+                    self.out.finished.push(at);
+                    return;
+                }
+                debug_assert!(identity(posted.sender, &posted.msg_id) != 0, "identities are hashes");
+                let outcome = with_arrival(&posted, expires_ms, |arrival| self.deliver_from(arrival, Some(&origin)));
+                self.tell(posted.origin, "", outcome);
+            }
+            Record::Fence { hash, pair, trail, .. } => {
+                let placing = self.next_placing_of(&origin, pair);
+                self.fences.push(PassingFence { placing, at, hash, trail, further: None, is_further_known: false });
+                self.pass_fences();
+            }
+            Record::Fenced { id, incarnation, .. } => {
+                if incarnation == self.me.incarnation && self.paths.on_fenced(id) {
+                    self.on_echo(id);
+                }
+                self.out.finished.push(at);
+            }
+            Record::Claimed { client, generation } => {
+                let hash = self.hash_of(&client);
+                self.on_claimed(&client, hash, &origin, generation, at);
+            }
+            Record::Released { client, generation } => {
+                let hash = self.hash_of(&client);
+                self.on_released(&client, hash, generation, &origin.node);
+                self.out.finished.push(at);
+            }
+            Record::Moved { client, holder } => {
+                self.learn(&client, &holder);
+                self.out.finished.push(at);
+            }
+            Record::Nudge { client } => {
+                let hash = self.hash_of(&client);
+                if let Some(key) = self.find_session(hash, &client)
+                    && self.claim(key).is_some_and(super::login::Claim::takes_messages)
+                {
+                    self.look_again(key);
+                }
+                self.out.finished.push(at);
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Messages that cannot go on yet: one queue per sender and recipient, in the order of their arrival, so that no sender
+//! waits behind another. It does not know what they wait for beyond a name for it.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashTable;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::bus::Address;
+use crate::shard::handover::Posted;
+use crate::shard::slab::{Key, Slab};
+
+/// A record whose place in order is not settled yet: a hash of the node that sent it, one of sender and recipient, and
+/// its number among this shard's arrivals.
+pub(super) type Placing = (u64, u64, u64);
+
+/// What a queue waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The echo of a fence.
+    Fence(u64),
+    /// The store's answer about so many messages at the head.
+    Store(usize),
+    /// The recipient's login here, or the end of its session.
+    Login,
+    /// Room in the recipient's outbox, while nothing can be given to the store.
+    Room,
+}
+
+/// A message in a queue.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub posted: Box<Posted>,
+    pub placing: Option<Placing>,
+    /// Which node sent it here; none if it was accepted here.
+    pub sent_by: Option<Address>,
+    /// Since when it waits, in milliseconds of the steady clock.
+    pub since_ms: u64,
+    /// When it stops being worth delivering, in milliseconds since 1970.
+    pub expires_ms: u64,
+    /// True when it comes from ahead of the fence that others wait for.
+    pub is_ahead: bool,
+}
+
+/// The queue of one sender's messages for one recipient.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub client: Box<str>,
+    pub hash: u64,
+    /// Hash of the sender.
+    pub sender: u64,
+    pub items: VecDeque<Box<Held>>,
+    pub bytes: usize,
+    pub why: Why,
+    /// The holder that does not count when the store is asked again.
+    pub past: Option<(ring::NodeId, u64)>,
+    /// Messages asked about at a time.
+    pub batch_max: usize,
+}
+
+/// All queues of a shard.
+#[derive(Default)]
+pub(super) struct Waiting {
+    queues: Slab<Queue>,
+    by_pair: HashTable<u32>,
+    bytes: usize,
+}
+
+/// Hash of a sender and a recipient, by their own hashes.
+pub(super) fn pair(sender: u64, recipient: u64) -> u64 {
+    xxh3_64(&(u128::from(sender) << 64 | u128::from(recipient)).to_le_bytes())
+}
+
+/// What a message costs beside its payload.
+const MESSAGE_OVERHEAD_BYTES: usize = 300;
+
+pub(super) fn cost(posted: &Posted) -> usize {
+    posted.payload.len() + MESSAGE_OVERHEAD_BYTES
+}
+
+impl Waiting {
+    pub fn len(&self) -> usize {
+        self.queues.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn find(&self, client: &str, hash: u64, sender: u64) -> Option<Key> {
+        if self.queues.is_empty() {
+            return None;
+        }
+        let is_it = |index: &u32| {
+            self.queues.at(*index).is_some_and(|(_, queue)| queue.sender == sender && *queue.client == *client)
+        };
+        let index = *self.by_pair.find(pair(sender, hash), is_it)?;
+        self.queues.at(index).map(|(key, _)| key)
+    }
+
+    pub fn find_or_make(&mut self, client: &str, hash: u64, sender: u64, why: Why) -> Key {
+        if let Some(key) = self.find(client, hash, sender) {
+            return key;
+        }
+        let queue = Queue {
+            client: client.into(),
+            hash,
+            sender,
+            items: VecDeque::new(),
+            bytes: 0,
+            why,
+            past: None,
+            batch_max: usize::MAX,
+        };
+        let key = self.queues.insert(queue);
+        let queues = &self.queues;
+        self.by_pair.insert_unique(pair(sender, hash), key.index, |index| {
+            queues.at(*index).map_or(0, |(_, queue)| pair(queue.sender, queue.hash))
+        });
+        key
+    }
+
+    /// All queues of one recipient.
+    pub fn of_client(&self, client: &str, hash: u64) -> Vec<Key> {
+        if self.queues.is_empty() {
+            return Vec::new();
+        }
+        self.keys(|queue| queue.hash == hash && *queue.client == *client)
+    }
+
+    pub fn get(&self, key: Key) -> Option<&Queue> {
+        self.queues.get(key)
+    }
+
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut Queue> {
+        self.queues.get_mut(key)
+    }
+
+    pub fn push(&mut self, key: Key, item: Box<Held>) {
+        let bytes = cost(&item.posted);
+        if let Some(queue) = self.queues.get_mut(key) {
+            queue.items.push_back(item);
+            queue.bytes += bytes;
+            self.bytes += bytes;
+        }
+    }
+
+    /// Puts a message behind those that are ahead of a fence, and before all that wait for it.
+    pub fn push_ahead(&mut self, key: Key, item: Box<Held>) {
+        let bytes = cost(&item.posted);
+        if let Some(queue) = self.queues.get_mut(key) {
+            let at = queue.items.iter().take_while(|held| held.is_ahead).count();
+            queue.items.insert(at, item);
+            queue.bytes += bytes;
+            self.bytes += bytes;
+        }
+    }
+
+    pub fn push_front(&mut self, key: Key, item: Box<Held>) {
+        let bytes = cost(&item.posted);
+        if let Some(queue) = self.queues.get_mut(key) {
+            queue.items.push_front(item);
+            queue.bytes += bytes;
+            self.bytes += bytes;
+        }
+    }
+
+    pub fn pop(&mut self, key: Key) -> Option<Box<Held>> {
+        let queue = self.queues.get_mut(key)?;
+        let item = queue.items.pop_front()?;
+        queue.bytes -= cost(&item.posted);
+        self.bytes -= cost(&item.posted);
+        Some(item)
+    }
+
+    /// Takes out the items, from `first` on, for which `is_out` says so.
+    pub fn extract(&mut self, key: Key, first: usize, mut is_out: impl FnMut(&Held) -> bool) -> Vec<Box<Held>> {
+        let Some(queue) = self.queues.get_mut(key) else { return Vec::new() };
+        let mut out = Vec::new();
+        let mut at = first;
+        while at < queue.items.len() {
+            if queue.items.get(at).is_some_and(|held| is_out(held))
+                && let Some(item) = queue.items.remove(at)
+            {
+                queue.bytes -= cost(&item.posted);
+                self.bytes -= cost(&item.posted);
+                out.push(item);
+            } else {
+                at += 1;
+            }
+        }
+        out
+    }
+
+    /// Drops a queue that is empty.
+    pub fn drop_empty(&mut self, key: Key) {
+        let Some(queue) = self.queues.get(key).filter(|queue| queue.items.is_empty()) else { return };
+        let hash = pair(queue.sender, queue.hash);
+        if let Ok(found) = self.by_pair.find_entry(hash, |index| *index == key.index) {
+            found.remove();
+        }
+        self.queues.remove(key);
+    }
+
+    /// The queues for which `is_it` says so.
+    pub fn keys(&self, is_it: impl Fn(&Queue) -> bool) -> Vec<Key> {
+        let all = (0..self.queues.slots()).filter_map(|index| self.queues.at(u32::try_from(index).ok()?));
+        all.filter(|(_, queue)| is_it(queue)).map(|(key, _)| key).collect()
+    }
+}
