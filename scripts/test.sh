@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is kept; the last line is `N passed, N failed`.
 #
-# Needs rustup (or cargo) and a C compiler, for the tests against real servers Java 17 and Maven; fetches the rest itself. A step that cannot run here is SKIPPED by name.
+# Needs rustup (or cargo) and a C compiler, for the tests with a real Kafka also Java 17 and Maven; fetches the rest
+# itself. A step that cannot run here is SKIPPED by name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/processes.sh
@@ -76,7 +77,8 @@ services() {
     # What was up before stays up.
     scripts/services.sh status >/dev/null || services_ours=yes
     scripts/services.sh up >"$SCRATCH/services.out" 2>"$SCRATCH/services.err" || status=$?
-    cat "$SCRATCH/services.out" "$SCRATCH/services.err"
+    cat "$SCRATCH/services.out"
+    grep -v '^SKIPPED: ' "$SCRATCH/services.err" || true
     ((status == 0 || status == SERVICES_UNAVAILABLE)) || return 1
     while read -r line; do
         export "${line?}"
