@@ -8,6 +8,8 @@ mod client;
 mod clock;
 mod config;
 mod envelope;
+mod fault;
+mod journeys;
 mod ledger;
 mod payload;
 mod preflight;
@@ -22,6 +24,7 @@ mod schedule;
 mod tally;
 mod targets;
 mod ticker;
+mod timeline;
 mod worker;
 
 use std::{process::ExitCode, sync::Arc};
