@@ -83,13 +83,14 @@ fn load(args: Args) -> Result<Option<Config>> {
 fn run(config: &Arc<Config>) -> Result<u8> {
     preflight::prepare(config)?;
     let mut onlooker = Onlooker::new(config)?;
-    let tally = if config.processes == 1 {
+    let mut tally = if config.processes == 1 {
         run::run_process(config, 0, &mut onlooker)?
     } else {
         processes::run_processes(config, &mut onlooker)?
     };
-    let usage = onlooker.finish();
-    let report = Report::new(config, tally, usage);
+    let (usage, faults) = onlooker.finish();
+    tally.faults.extend(faults.failures);
+    let report = Report::new(config, tally, usage, &faults.made);
     if let Some(path) = &config.json {
         json::write(&report, path)?;
     }

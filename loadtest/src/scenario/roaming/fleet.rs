@@ -209,7 +209,8 @@ impl Fleet {
     pub(super) fn open_all(self: &Rc<Self>) {
         let now = self.clock.now();
         for client in 0..self.len() {
-            self.open(client, self.clients[client].borrow().server);
+            let server = self.clients[client].borrow().server;
+            self.open(client, server);
             let first_look = self.random_between(Duration::ZERO, LOOK_INTERVAL);
             self.set_alarm(client, now + first_look, Alarm::Look);
         }
