@@ -26,6 +26,8 @@ pub(crate) enum Scenario {
     Resume,
     /// As p2p, but clients move from server to server while messages flow
     Churn,
+    /// p2p at one rate after the other, in search of the highest that holds
+    Capacity,
 }
 
 impl Scenario {
@@ -37,12 +39,13 @@ impl Scenario {
             Self::Storm => "storm",
             Self::Resume => "resume",
             Self::Churn => "churn",
+            Self::Capacity => "capacity",
         }
     }
 
     /// True where virtual clients in pairs send each other messages.
     pub(crate) fn has_pairs(self) -> bool {
-        matches!(self, Self::P2p | Self::Resume | Self::Churn)
+        matches!(self, Self::P2p | Self::Resume | Self::Churn | Self::Capacity)
     }
 
     /// True where clients break off their connections as part of the run.
@@ -90,7 +93,7 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_URL", value_name = "URL")]
     pub(crate) url: Option<Vec<String>>,
 
-    /// p2p, resume, churn: where the two clients of a pair connect to [default: cross]
+    /// p2p, resume, churn, capacity: where the two clients of a pair connect to [default: cross]
     #[arg(long, value_enum, env = "RTC_LOADTEST_PAIRS", value_name = "WHERE")]
     pub(crate) pairs: Option<Pairs>,
 
@@ -98,7 +101,7 @@ pub(crate) struct Args {
     #[arg(long, env = "RTC_LOADTEST_CONNECTIONS", value_name = "N")]
     pub(crate) connections: Option<u32>,
 
-    /// Open loop: messages per second in total, each with an intended time; storm: connects per second [default: p2p, resume, churn 1000; storm: as fast as possible]
+    /// Open loop: messages per second in total, each with an intended time; storm: connects per second ; capacity: the first to try [default: p2p, resume, churn, capacity 1000; storm: as fast as possible]
     #[arg(long, env = "RTC_LOADTEST_RATE", value_name = "PER_S", conflicts_with = "depth")]
     pub(crate) rate: Option<f64>,
 
@@ -106,11 +109,11 @@ pub(crate) struct Args {
     #[arg(long, env = "RTC_LOADTEST_DEPTH", value_name = "N")]
     pub(crate) depth: Option<u32>,
 
-    /// Size of a message in bytes: the echoed payload, or the whole JSON text of p2p, resume and churn [default: echo 16, else 200]
+    /// Size of a message in bytes: the echoed payload, or the whole JSON text of p2p and its kin [default: echo 16, else 200]
     #[arg(long, env = "RTC_LOADTEST_PAYLOAD", value_name = "BYTES")]
     pub(crate) payload: Option<u32>,
 
-    /// How long to measure: 500ms, 10s, 5m, 1h [default: 10s]
+    /// How long to measure, in capacity each rate: 500ms, 10s, 5m, 1h [default: 10s]
     #[arg(long, env = "RTC_LOADTEST_DURATION", value_name = "SPAN")]
     pub(crate) duration: Option<Span>,
 
@@ -150,11 +153,11 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_FAULT", value_name = "FAULT")]
     pub(crate) fault: Option<Vec<Fault>>,
 
-    /// p2p: ask the server to confirm each message to its sender, and account for it; resume and churn always do [default: false]
+    /// p2p, capacity: ask the server to confirm each message to its sender, and account for it; resume and churn always do [default: false]
     #[arg(long, env = "RTC_LOADTEST_SENDER_ACKS", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) sender_acks: Option<bool>,
 
-    /// p2p: recipients acknowledge what they receive; in resume and churn they always do [default: false]
+    /// p2p, capacity: recipients acknowledge what they receive; in resume and churn they always do [default: false]
     #[arg(long, env = "RTC_LOADTEST_RECEIVER_ACKS", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) receiver_acks: Option<bool>,
 
@@ -182,7 +185,7 @@ pub(crate) struct Args {
     #[arg(long, env = "RTC_LOADTEST_SEED", value_name = "N")]
     pub(crate) seed: Option<u64>,
 
-    /// A condition such as 'p99<10ms', 'lost=0', 'rate>1000'; may be repeated [default: the ledger alone judges]
+    /// A condition such as 'p99<10ms', 'lost=0', 'rate>1000'; may be repeated [default: the ledger alone judges; capacity p99<100ms]
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_TARGET", value_name = "CONDITION")]
     pub(crate) target: Option<Vec<Target>>,
 

@@ -57,8 +57,12 @@ impl Load {
 
     /// The schedule's rate, if there is a schedule.
     pub(crate) fn rate(self) -> Option<Rate> {
+        self.rate_per_second().and_then(Rate::new)
+    }
+
+    pub(crate) fn rate_per_second(self) -> Option<f64> {
         match self {
-            Self::Open { per_second } => Rate::new(per_second),
+            Self::Open { per_second } => Some(per_second),
             Self::Closed { .. } | Self::Silent => None,
         }
     }
@@ -194,13 +198,16 @@ fn read_file(path: &Path) -> Result<Args> {
 /// # Errors
 /// No scenario.
 pub(crate) fn with_defaults(args: Args) -> Result<Args> {
-    let scenario =
-        args.scenario.context("no scenario: name one of echo, p2p, idle, storm, resume, churn (see --help)")?;
+    let scenario = args
+        .scenario
+        .context("no scenario: name one of echo, p2p, idle, storm, resume, churn, capacity (see --help)")?;
     let hold = args.hold.unwrap_or(false);
     let second = |seconds| Some(Span::from(Duration::from_secs(seconds)));
     let (connections, rate, depth, payload, warm_up) = match scenario {
         Scenario::Echo => (100, None, Some(1), Some(16), 1),
-        Scenario::P2p | Scenario::Resume | Scenario::Churn => (100, Some(1000.0), None, Some(200), 1),
+        Scenario::P2p | Scenario::Resume | Scenario::Churn | Scenario::Capacity => {
+            (100, Some(1000.0), None, Some(200), 1)
+        }
         Scenario::Idle => (100, None, None, None, 0),
         Scenario::Storm => (if hold { 1000 } else { CONNECTIONS_MAX }, None, None, None, 0),
     };
@@ -228,9 +235,15 @@ pub(crate) fn with_defaults(args: Args) -> Result<Args> {
         threads: Some(1),
         driver: Some(DriverChoice::Auto),
         quiet: Some(false),
+        target: (scenario == Scenario::Capacity).then(|| vec![capacity_target()]),
         ..Args::default()
     };
     Ok(args.or(defaults))
+}
+
+/// What a rate has to meet to hold, where nothing else is said.
+fn capacity_target() -> Target {
+    "p99<100ms".parse().expect("a constant target")
 }
 
 impl TryFrom<Args> for Config {
@@ -311,7 +324,7 @@ fn refuse_foreign_flags(args: &Args, scenario: Scenario) -> Result<()> {
     let has_pairs = scenario.has_pairs();
     let talks = has_pairs || scenario == Scenario::Echo;
     for (flag, is_given, applies) in [
-        ("--depth", args.depth.is_some(), talks && !scenario.is_restless()),
+        ("--depth", args.depth.is_some(), matches!(scenario, Scenario::Echo | Scenario::P2p)),
         ("--rate", args.rate.is_some(), talks || scenario == Scenario::Storm),
         ("--payload", args.payload.is_some(), talks),
         ("--sender-acks", args.sender_acks == Some(true), has_pairs),
@@ -320,7 +333,11 @@ fn refuse_foreign_flags(args: &Args, scenario: Scenario) -> Result<()> {
         ("--cut-interval", args.cut_interval.is_some(), scenario == Scenario::Resume),
         ("--hop-interval", args.hop_interval.is_some(), scenario == Scenario::Churn),
         ("--silent-share", args.silent_share.is_some(), scenario == Scenario::Churn),
-        ("--fault", args.fault.as_ref().is_some_and(|faults| !faults.is_empty()), has_pairs),
+        (
+            "--fault",
+            args.fault.as_ref().is_some_and(|faults| !faults.is_empty()),
+            has_pairs && scenario != Scenario::Capacity,
+        ),
         ("--hold", args.hold == Some(true), scenario == Scenario::Storm),
     ] {
         ensure!(applies || !is_given, "{flag} means nothing to {}", scenario.name());
@@ -396,7 +413,7 @@ fn load(args: &Args) -> Result<Load> {
 fn payload(args: &Args, scenario: Scenario) -> Result<u32> {
     let min = match scenario {
         Scenario::Echo => ECHO_BYTES_MIN,
-        Scenario::P2p | Scenario::Resume | Scenario::Churn => MESSAGE_BYTES_MIN,
+        Scenario::P2p | Scenario::Resume | Scenario::Churn | Scenario::Capacity => MESSAGE_BYTES_MIN,
         Scenario::Idle | Scenario::Storm => return Ok(0),
     };
     within("--payload", args.payload, u32::try_from(min)?, PAYLOAD_BYTES_MAX)
@@ -463,6 +480,7 @@ mod tests {
             ("storm", Load::Silent),
             ("resume", Load::Open { per_second: 1000.0 }),
             ("churn", Load::Open { per_second: 1000.0 }),
+            ("capacity", Load::Open { per_second: 1000.0 }),
         ] {
             let config = config(line).unwrap();
             assert_eq!(config.load, load, "{line}");
@@ -498,6 +516,7 @@ mod tests {
             ("churn --silent-share 2", "\"2\""),
             ("p2p --silent-share 2%", "--silent-share means nothing to p2p"),
             ("echo --pairs local", "--pairs means nothing to echo"),
+            ("capacity --depth 5", "--depth means nothing to capacity"),
             ("walk", "walk"),
             ("--connections 5", "scenario"),
         ] {

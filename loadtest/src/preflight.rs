@@ -123,7 +123,9 @@ impl Needs {
             Scenario::Resume | Scenario::Churn => {
                 2 * (HOT_CONNECTION_BYTES + 4 * u64::from(config.payload_bytes)) + REMEMBERED_BYTES
             }
-            Scenario::Echo | Scenario::P2p => HOT_CONNECTION_BYTES + 4 * u64::from(config.payload_bytes),
+            Scenario::Echo | Scenario::P2p | Scenario::Capacity => {
+                HOT_CONNECTION_BYTES + 4 * u64::from(config.payload_bytes)
+            }
             Scenario::Idle | Scenario::Storm => COLD_CONNECTION_BYTES,
         };
         Self {

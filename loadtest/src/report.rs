@@ -12,6 +12,7 @@ use self::environment::Environment;
 
 use crate::{
     args::Scenario,
+    capacity::Capacity,
     clock::Nanos,
     config::{Config, Load},
     fault::{Aftermath, Fault, aftermaths},
@@ -81,6 +82,8 @@ pub(crate) struct Report {
     pub(crate) pairs: Option<PairsReport>,
     pub(crate) roaming: Option<RoamingReport>,
     pub(crate) faults: Vec<FaultReport>,
+    /// Of a search; the other figures are those of the run at the highest rate that held.
+    pub(crate) capacity: Option<Capacity>,
     pub(crate) errors: Causes,
     pub(crate) void_reasons: Vec<String>,
     pub(crate) failures: Vec<String>,
@@ -233,6 +236,7 @@ impl Report {
             pairs: config.scenario.has_pairs().then_some(pairs),
             roaming,
             faults: aftermaths.iter().map(FaultReport::new).collect(),
+            capacity: None,
             accepted: config.sender_acks.then_some(ledger.accepted),
             unconfirmed: config.sender_acks.then_some(ledger.unconfirmed),
             rate: RateReport { intended, achieved: figures.rate },

@@ -43,8 +43,8 @@ const GOODBYE_MAX: Duration = Duration::from_secs(1);
 pub(crate) async fn run(context: Context) -> io::Result<Tally> {
     match context.config.scenario {
         Scenario::Echo => echo::run(&context).await,
-        Scenario::P2p if !context.config.is_roaming() => p2p::run(&context).await,
-        Scenario::P2p | Scenario::Resume | Scenario::Churn => roaming::run(&context).await,
+        Scenario::P2p | Scenario::Capacity if !context.config.is_roaming() => p2p::run(&context).await,
+        Scenario::P2p | Scenario::Capacity | Scenario::Resume | Scenario::Churn => roaming::run(&context).await,
         Scenario::Idle => idle::run(&context).await,
         Scenario::Storm => storm::run(&context).await,
     }

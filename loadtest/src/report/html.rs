@@ -7,9 +7,10 @@ use anyhow::{Context as _, Result};
 use super::{
     FaultReport, LatencyReport, Report, RoamingReport,
     plot::{Axis, Band, Line, legend, plot},
-    text::{grouped, grouped_float, micros},
+    text::{capacity_sentence, grouped, grouped_float, micros},
 };
 use crate::{
+    capacity::Step,
     recorder::{Latency, Series},
     targets::{Outcome, approximate},
     timeline,
@@ -54,7 +55,8 @@ fn write_page(html: &mut String, report: &Report) -> fmt::Result {
     write_figures(html, report)?;
     write_latency(html, report)?;
     write_throughput(html, report)?;
-    write_backlog(html, report)?;
+    write_backlog(html, report);
+    write_capacity(html, report)?;
     write_faults(html, report)?;
     write_ledger(html, report)?;
     write_roaming(html, report)?;
@@ -264,9 +266,9 @@ fn bands(report: &Report, span_s: f64) -> Vec<Band> {
 }
 
 /// Messages overdue over time, if there ever were any.
-fn write_backlog(html: &mut String, report: &Report) -> fmt::Result {
+fn write_backlog(html: &mut String, report: &Report) {
     let Some(last) = report.overdue.iter().rposition(|count| *count > 0) else {
-        return Ok(());
+        return;
     };
     let bucket_s = approximate(timeline::BUCKET_NANOS) / NANOS_PER_SECOND;
     let span_s = (report.warm_up_s + report.duration_s).max(approximate(last as u64 + 2) * bucket_s);
@@ -285,6 +287,21 @@ fn write_backlog(html: &mut String, report: &Report) -> fmt::Result {
     html.push_str(&legend(std::slice::from_ref(&line)));
     html.push_str(&plot("Messages overdue", &x, &y, &bands(report, span_s), &[line]));
     html.push_str("</section>");
+}
+
+/// Every rate that was tried.
+fn write_capacity(html: &mut String, report: &Report) -> fmt::Result {
+    let Some(capacity) = &report.capacity else {
+        return Ok(());
+    };
+    write!(html, "<section><h2>Rates</h2><p class=\"quiet\">{}</p>", escaped(&capacity_sentence(capacity)))?;
+    html.push_str("<div class=\"wide\"><table class=\"ledger\"><tbody>");
+    for Step { rate, verdict, p99_us, reasons } in &capacity.steps {
+        let class = if *verdict == Outcome::Pass { "" } else { "bad" };
+        let (rate, p99, reasons) = (grouped_float(*rate), micros(*p99_us), escaped(&reasons.join("; ")));
+        write!(html, "<tr class=\"{class}\"><th>{rate}/s</th><td>p99 {p99}</td><td>{reasons}</td></tr>")?;
+    }
+    html.push_str("</tbody></table></div></section>");
     Ok(())
 }
 

@@ -3,7 +3,10 @@
 use std::fmt::{self, Write as _};
 
 use super::{FaultReport, LatencyReport, Report, RoamingReport};
-use crate::targets::{Outcome, approximate};
+use crate::{
+    capacity::{Capacity, LimitedBy},
+    targets::{Outcome, approximate},
+};
 
 /// The whole report as text, ending in a newline.
 pub(crate) fn text(report: &Report) -> String {
@@ -66,6 +69,9 @@ fn write(report: &Report, text: &mut String) -> fmt::Result {
     write_usage(report, text)?;
     for (cause, count) in &report.errors {
         writeln!(text, "  error         {} × {cause}", grouped(*count))?;
+    }
+    if let Some(capacity) = &report.capacity {
+        writeln!(text, "  capacity      {}", capacity_sentence(capacity))?;
     }
     let verdict = match report.verdict {
         Outcome::Pass => "PASS",
@@ -151,6 +157,19 @@ fn write_roaming(roaming: &RoamingReport, text: &mut String) -> fmt::Result {
         writeln!(text, "  retry         {} × {cause}", grouped(*count))?;
     }
     Ok(())
+}
+
+/// What a search found, and what that is worth.
+pub(crate) fn capacity_sentence(capacity: &Capacity) -> String {
+    let Some(rate) = capacity.rate else {
+        return "no rate held; the figures are of the last one tried".to_owned();
+    };
+    let rate = grouped_float(rate);
+    match capacity.limited_by {
+        LimitedBy::Server => format!("{rate}/s held, less than 10 % more did not"),
+        LimitedBy::Generator => format!("at least {rate}/s: beyond that the generator fell short, not the server"),
+        LimitedBy::Search => format!("at least {rate}/s: the search ended before a rate failed"),
+    }
 }
 
 /// What there is to say about a fault.

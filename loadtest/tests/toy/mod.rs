@@ -3,6 +3,7 @@
 //! Speaks just enough of the client protocol to relay messages between the clients of one process, and to give a client
 //! that returns what it has missed.
 #![allow(clippy::unwrap_used, reason = "part of a test")]
+#![allow(dead_code, reason = "each test program has its own faults")]
 
 use std::{
     collections::HashMap,

@@ -67,14 +67,13 @@ impl Backoff {
                 1013 | 4100..=4199 => FLOOR,
                 _ => delay,
             },
-            // A breach of the protocol is the server's here: it may be one node's.
-            Loss::Ended { .. } => Duration::ZERO,
             Loss::Unopened(OpenError::Refused { status, retry_after }) => match status {
                 400 | 403 | 404 | 405 | 426 | 431 => return Next::Stop,
                 503 => retry_after.unwrap_or(RETRY_AFTER).min(RETRY_AFTER_MAX),
                 _ => Duration::ZERO,
             },
-            Loss::Unopened(_) => Duration::ZERO,
+            // A breach of the protocol was the server's here, and may be one node's.
+            Loss::Ended { .. } | Loss::Unopened(_) => Duration::ZERO,
         };
         Next::Wait(nanos(asked) + wait)
     }
