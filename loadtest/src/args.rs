@@ -101,7 +101,7 @@ pub(crate) struct Args {
     #[arg(long, env = "RTC_LOADTEST_CONNECTIONS", value_name = "N")]
     pub(crate) connections: Option<u32>,
 
-    /// Open loop: messages per second in total, each with an intended time; storm: connects per second ; capacity: the first to try [default: p2p, resume, churn, capacity 1000; storm: as fast as possible]
+    /// Open loop: messages per second in total, each with an intended time; storm: connects per second; capacity: the first to try [default: p2p, resume, churn, capacity 1000; storm: as fast as possible]
     #[arg(long, env = "RTC_LOADTEST_RATE", value_name = "PER_S", conflicts_with = "depth")]
     pub(crate) rate: Option<f64>,
 

@@ -1,40 +1,41 @@
-//! The virtual clients of a worker with their connections: opening, losing, leaving and moving them, and entering into
-//! the ledger what arrives.
+//! The virtual clients of a worker, from the opening of their first connections to the account of the run.
 //!
-//! What happens when is decided by one heap of alarms, looked at every few milliseconds: no client has a timer.
+//! What becomes of connections is in `connections.rs`, of messages in `messages.rs`. No client has a timer: one heap of
+//! alarms (`alarms.rs`) is looked at every few milliseconds.
+
+mod alarms;
+mod connections;
+mod messages;
 
 use std::{
     cell::{Cell, RefCell},
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
-    io::Write as _,
     net::{Shutdown, TcpStream as StdStream},
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::Duration,
 };
 
-use socket2::SockRef;
-
 use super::{
-    backoff::{Backoff, Loss, Next, jitter},
-    inbox::{Arrival, Inbox},
-    outgoing::{KEPT_MAX, Outgoing, Setback, Writing},
+    backoff::Backoff,
+    inbox::Inbox,
+    outgoing::{KEPT_MAX, Outgoing, Setback},
 };
 use crate::{
     client::{
-        Answering, Conversation, Ending, Message, Outbox, Sender, Waiting,
-        open::{Greeting, Leaving, OpenError, Opened, Opener},
+        Sender,
+        open::{Greeting, Leaving, OpenError, Opener},
     },
     clock::{Clock, Nanos, nanos},
-    config::{Server, Unrest, parse_url},
-    envelope::{self, Advice, Incoming, Unescaped, Welcome},
+    config::{Server, Unrest},
+    envelope::Unescaped,
     journeys::Journeys,
-    ledger::{Acks, Insert, Promise, Stream},
-    payload::{ClientIndex, MessageTemplate, Random, RunId, Stamp, sequence_of},
+    ledger::{Acks, Promise, Stream},
+    payload::{ClientIndex, MessageTemplate, Random, RunId},
     recorder::Window,
     scenario::{
-        Desk, GOODBYE_MAX, NodeHash, opener, pairs_on,
+        Desk, NodeHash, opener, pairs_on,
         talk::{Departure, Departures},
         worker_seed,
     },
@@ -43,18 +44,12 @@ use crate::{
     worker::{Context, Progress},
 };
 
-/// A connection that does not take its messages queues this much; the rest waits with the client.
-const OUTBOX_BYTES_MAX: usize = 1024 * 1024;
 /// How often a client looks whether anyone is there and anything has waited too long.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// From our ping to any sign of life.
-const PONG_WITHIN: Duration = Duration::from_secs(10);
 /// How long a silent client acknowledges nothing, and then everything: at random between these. The server waits one
 /// second and a half for an ack.
 const SILENCE_MIN: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(6);
-/// Servers that others have advised to move to.
-const ADVISED_SERVERS_MAX: usize = 64;
 
 /// What a client is to do at some time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,15 +74,6 @@ enum Phase {
     /// Nothing new is sent, and nobody leaves.
     Settling,
     Over,
-}
-
-/// How a client ends a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Parting {
-    /// With a Close frame.
-    Goodbye,
-    /// Without a word, and with a reset: what was on its way is gone.
-    Cut,
 }
 
 /// The connection on which a client was welcomed last.
@@ -144,7 +130,7 @@ pub(super) struct Fleet {
     given: usize,
     unrest: Unrest,
     in_flight_max: u32,
-    is_silent: Box<dyn Fn(u32) -> bool>,
+    silent_share: f64,
     template: RefCell<MessageTemplate>,
     clients: Vec<RefCell<Client>>,
     /// By sender; each has one recipient.
@@ -169,7 +155,7 @@ impl Fleet {
         let run = RunId::from_seed(config.seed);
         let indexes = context.clients();
         let servers: Vec<_> = config.servers.iter().cloned().map(Rc::new).collect();
-        let (given, share) = (servers.len(), config.silent_share);
+        let given = servers.len();
         let client = |index| Client { server: config.placement.server_of(index, given), ..Client::default() };
         Rc::new(Self {
             desk: Rc::clone(desk),
@@ -182,10 +168,7 @@ impl Fleet {
             given,
             unrest: config.unrest,
             in_flight_max: config.in_flight,
-            // Spread evenly: wherever the running sum of shares passes a whole number.
-            is_silent: Box::new(move |index| {
-                (f64::from(index + 1) * share).floor() > (f64::from(index) * share).floor()
-            }),
+            silent_share: config.silent_share,
             template: RefCell::new(MessageTemplate::new(config.payload_bytes as usize, run, config.seed)),
             clients: indexes.clone().map(|index| RefCell::new(client(index))).collect(),
             streams: RefCell::new(indexes.clone().map(|_| Stream::default()).collect()),
@@ -216,9 +199,11 @@ impl Fleet {
         }
     }
 
-    /// True when every client was welcomed, has given up, or has tried for as long as one attempt may take.
+    /// True when every client was welcomed, has given up, or has tried for long enough.
     pub(super) fn is_open(&self, now: Nanos) -> bool {
-        let patience = nanos(self.opener.timeout);
+        // Long enough to have tried every server, even if all but the last keep silent.
+        let servers = u32::try_from(self.given).unwrap_or(u32::MAX);
+        let patience = nanos(self.opener.timeout.saturating_mul(servers) + LOOK_INTERVAL);
         let is_overdue = |client: &Client| client.first_tried_at.is_some_and(|at| now.saturating_sub(at) > patience);
         let is_settled = |client: &Client| client.was_welcomed || client.is_stopped || is_overdue(client);
         // Where the first have waited in vain, the others would as well.
@@ -239,7 +224,7 @@ impl Fleet {
             if let Some(number) = live {
                 self.plan_leave(client, number, window.start);
             }
-            if (self.is_silent)(self.first + index_u32(client)) {
+            if is_chosen(self.index_of(client).0, self.silent_share) {
                 self.journeys.borrow_mut().silent += 1;
                 let wait = self.random_between(Duration::ZERO, SILENCE_MAX);
                 self.set_alarm(client, window.start + wait, Alarm::Hush);
@@ -344,543 +329,6 @@ impl Fleet {
         tally
     }
 
-    // Alarms.
-
-    fn set_alarm(&self, client: usize, at: Nanos, alarm: Alarm) {
-        self.alarms.borrow_mut().push(Reverse((at, client, alarm)));
-    }
-
-    fn ring(self: &Rc<Self>, client: usize, alarm: Alarm, now: Nanos) {
-        match alarm {
-            Alarm::Open => {
-                let server = self.clients[client].borrow().server;
-                if self.clients[client].borrow().live.is_none() {
-                    self.open(client, server);
-                }
-            }
-            Alarm::Leave(number) => {
-                if self.phase.get() == Phase::Running && self.is_live(client, number) {
-                    self.leave(client, number, now);
-                }
-            }
-            Alarm::Move(number, server) => {
-                if self.phase.get() < Phase::Over && self.is_live(client, number) {
-                    self.journeys.borrow_mut().advised += 1;
-                    self.open(client, server);
-                }
-            }
-            Alarm::Write => self.write(client, now),
-            Alarm::Hush => {
-                if self.phase.get() == Phase::Running {
-                    let client_state = &mut *self.clients[client].borrow_mut();
-                    client_state.is_silent = !client_state.is_silent;
-                    self.set_alarm(client, now + self.random_between(SILENCE_MIN, SILENCE_MAX), Alarm::Hush);
-                }
-                self.write(client, now);
-            }
-            Alarm::Look => {
-                if self.phase.get() < Phase::Over {
-                    self.look(client, now);
-                    self.set_alarm(client, now + nanos(LOOK_INTERVAL), Alarm::Look);
-                }
-            }
-        }
-    }
-
-    /// Is anyone there, and has anything waited too long?
-    fn look(self: &Rc<Self>, client: usize, now: Nanos) {
-        let is_dead = {
-            let client_state = &mut *self.clients[client].borrow_mut();
-            let unanswered = client_state.outgoing.take_back_unanswered(now);
-            for _ in 0..unanswered {
-                count(&mut self.desk.tally.borrow_mut().error_replies, "no answer within 30 s");
-            }
-            match &mut client_state.live {
-                Some(live) if live.pinged_at.is_some_and(|at| now.saturating_sub(at) > nanos(PONG_WITHIN)) => true,
-                Some(live) => {
-                    if live.pinged_at.is_none() && now.saturating_sub(live.heard_at) >= live.ping_interval {
-                        live.pinged_at = Some(now);
-                        live.sender.outbox().text(br#"{"type":"ping"}"#);
-                        live.sender.flush_soon();
-                    }
-                    false
-                }
-                None => false,
-            }
-        };
-        if is_dead {
-            count(&mut self.journeys.borrow_mut().breaks, "no sign of life");
-            self.part(client, Parting::Cut, now);
-            self.set_alarm(client, now + jitter(0, &mut self.random.borrow_mut()), Alarm::Open);
-        }
-        self.write(client, now);
-    }
-
-    // Connections: opened, welcomed, left, lost.
-
-    /// Opens a connection to `server`, unless one is being opened already.
-    fn open(self: &Rc<Self>, client: usize, server: usize) {
-        {
-            let client_state = &mut *self.clients[client].borrow_mut();
-            if client_state.opening.is_some() || client_state.is_stopped || self.phase.get() == Phase::Over {
-                return;
-            }
-            client_state.connections += 1;
-            client_state.opening = Some(client_state.connections);
-            self.to_open.borrow_mut().push_back((client, client_state.connections, server));
-        }
-        self.open_next();
-    }
-
-    fn open_next(self: &Rc<Self>) {
-        while self.opening.get() < self.in_flight_max {
-            let Some((client, number, server)) = self.to_open.borrow_mut().pop_front() else {
-                return;
-            };
-            self.opening.set(self.opening.get() + 1);
-            let query = {
-                let client_state = &mut *self.clients[client].borrow_mut();
-                client_state.first_tried_at.get_or_insert_with(|| self.clock.now());
-                let id = self.run.client_id(self.index_of(client));
-                format!("?clientId={id}&acks=1&recvAck=1&resumeOffset={}", client_state.inbox.position())
-            };
-            let (fleet, target) = (Rc::clone(self), Rc::clone(&self.servers.borrow()[server]));
-            monoio::spawn(async move {
-                let opened = fleet.opener.open_to(&target, fleet.index_of(client).0, &query).await;
-                fleet.opening.set(fleet.opening.get() - 1);
-                fleet.note_opened(client, number, server, opened);
-                fleet.open_next();
-            });
-        }
-    }
-
-    fn note_opened(self: &Rc<Self>, client: usize, number: u32, server: usize, opened: Result<Opened, OpenError>) {
-        let now = self.clock.now();
-        let client_state = &mut *self.clients[client].borrow_mut();
-        if client_state.opening.take_if(|opening| *opening == number).is_none() || self.phase.get() == Phase::Over {
-            return;
-        }
-        let error = match opened {
-            Ok(opened) => return self.welcome(client, client_state, number, server, opened, now),
-            Err(error) => error,
-        };
-        client_state.last_failure = Some(error);
-        count(&mut self.journeys.borrow_mut().retries, &error.to_string());
-        if let Some(live) = &client_state.live {
-            // The second cannot be opened: the first is still there.
-            let number = live.number;
-            self.plan_leave(client, number, now);
-            return;
-        }
-        client_state.server = self.server_after(server);
-        self.come_back(client, client_state, Loss::Unopened(error), now);
-    }
-
-    fn welcome(
-        self: &Rc<Self>,
-        client: usize,
-        client_state: &mut Client,
-        number: u32,
-        server: usize,
-        mut opened: Opened,
-        now: Nanos,
-    ) {
-        let welcome = opened.welcome.take().unwrap_or_default();
-        let node = self.desk.note_node(&welcome.node_id);
-        self.nodes.borrow_mut()[client] = Some(node);
-        self.desk.recorder.borrow_mut().record_handshake(opened.handshake);
-        self.note_return(client, client_state, &welcome, now);
-        if let Some(older) = client_state.live.take() {
-            self.journeys.borrow_mut().moves += 1;
-            self.say_goodbye(&older, now);
-        }
-        client_state.server = if server < self.given { server } else { client_state.server };
-        client_state.inbox.welcome(welcome.offset, welcome.recovered);
-        client_state.outgoing.begin_again();
-        let handle = Rc::clone(&opened.handle);
-        let link = self.opener.link(opened);
-        client_state.live = Some(Live {
-            number,
-            sender: Rc::clone(&link.sender),
-            handle,
-            server,
-            welcomed_at: now,
-            heard_at: now,
-            pinged_at: None,
-            ping_interval: nanos(welcome.ping_interval()),
-        });
-        if self.phase.get() == Phase::Running {
-            self.plan_leave(client, number, now);
-        }
-        // Not from here: the client is in use.
-        self.set_alarm(client, now, Alarm::Write);
-        self.desk.live.set(self.desk.live.get() + 1);
-        let (fleet, clock) = (Rc::clone(self), self.clock);
-        monoio::spawn(async move {
-            let ear = Ear { fleet: Rc::clone(&fleet), client, number };
-            let ending = link.converse(ear, Waiting::Hot, Answering::Apart, clock).await;
-            fleet.desk.live.set(fleet.desk.live.get() - 1);
-            fleet.note_ending(client, number, ending);
-        });
-    }
-
-    /// Counts how long the client was away, and sets what it has to receive before it has missed nothing.
-    fn note_return(&self, client: usize, client_state: &mut Client, welcome: &Welcome, now: Nanos) {
-        let journeys = &mut *self.journeys.borrow_mut();
-        if !client_state.was_welcomed {
-            client_state.was_welcomed = true;
-            self.desk.tally.borrow_mut().opened += 1;
-            self.progress.opened.fetch_add(1, Relaxed);
-            client_state.alone_since = None;
-            return;
-        }
-        journeys.returns += 1;
-        journeys.unrecovered += u64::from(!welcome.recovered);
-        if let Some(since) = client_state.alone_since.take() {
-            journeys.to_welcome.record(now.saturating_sub(since));
-        }
-        if client_state.behind_since.is_some() {
-            let streams = self.streams.borrow();
-            client_state.catches_up_at = streams[peer_of(client)].newest_accepted();
-            drop(streams);
-            self.note_caught_up(client, client_state, journeys, now);
-        }
-    }
-
-    /// Ends the time in which the client was behind, if it has received what it had missed.
-    fn note_caught_up(&self, client: usize, client_state: &mut Client, journeys: &mut Journeys, now: Nanos) {
-        let Some(since) = client_state.behind_since.filter(|_| client_state.alone_since.is_none()) else {
-            return;
-        };
-        let newest = self.streams.borrow()[peer_of(client)].newest_received();
-        if newest >= client_state.catches_up_at {
-            journeys.to_caught_up.record(now.saturating_sub(since));
-            client_state.behind_since = None;
-        }
-    }
-
-    /// Ends the client's connection, which is none from now on: what it still says is ignored.
-    fn part(&self, client: usize, parting: Parting, now: Nanos) {
-        let client_state = &mut *self.clients[client].borrow_mut();
-        let Some(live) = client_state.live.take() else {
-            return;
-        };
-        client_state.alone_since = Some(now);
-        client_state.behind_since.get_or_insert(now);
-        match parting {
-            Parting::Goodbye => self.say_goodbye(&live, now),
-            Parting::Cut => {
-                // Neither can fail in a way that matters: the connection ends one way or the other.
-                let _ = SockRef::from(&*live.handle).set_linger(Some(Duration::ZERO));
-                let _ = live.handle.shutdown(Shutdown::Both);
-            }
-        }
-    }
-
-    fn say_goodbye(&self, live: &Live, now: Nanos) {
-        live.sender.close();
-        self.parting.borrow_mut().push_back((now + nanos(GOODBYE_MAX), Rc::clone(&live.handle)));
-    }
-
-    fn take_overdue_parting(&self, now: Nanos) -> Option<(Nanos, Rc<StdStream>)> {
-        let parting = &mut *self.parting.borrow_mut();
-        if parting.front().is_some_and(|(at, _)| *at <= now) { parting.pop_front() } else { None }
-    }
-
-    /// The scenario's part: the connection is cut, or the client moves on.
-    fn leave(self: &Rc<Self>, client: usize, number: u32, now: Nanos) {
-        let (at, partings) = {
-            let client_state = &mut *self.clients[client].borrow_mut();
-            if client_state.opening.is_some() {
-                // It is about to move anyway.
-                return self.plan_leave(client, number, now);
-            }
-            client_state.partings += 1;
-            (client_state.server, client_state.partings)
-        };
-        let is_even = (partings + index_u32(client) / 2).is_multiple_of(2);
-        let (parting, server) = match self.unrest {
-            Unrest::None => return,
-            Unrest::Cuts { .. } => {
-                let server = self.random.borrow_mut().below(self.given as u64);
-                let server = usize::try_from(server).expect("an index");
-                (if is_even { Parting::Cut } else { Parting::Goodbye }, server)
-            }
-            Unrest::Hops { .. } if is_even => {
-                // Make before break. The client's place is where it is, until it is welcomed there.
-                return self.open(client, self.server_after(at));
-            }
-            Unrest::Hops { .. } => (Parting::Goodbye, self.server_after(at)),
-        };
-        {
-            let journeys = &mut *self.journeys.borrow_mut();
-            match parting {
-                Parting::Cut => journeys.cuts += 1,
-                Parting::Goodbye => journeys.goodbyes += 1,
-            }
-        }
-        self.part(client, parting, now);
-        let client_state = &mut *self.clients[client].borrow_mut();
-        client_state.server = server;
-        // We know that the network is back, and that it was no fault of the server.
-        client_state.backoff.reset();
-        self.set_alarm(client, now + jitter(0, &mut self.random.borrow_mut()), Alarm::Open);
-    }
-
-    fn plan_leave(&self, client: usize, number: u32, now: Nanos) {
-        if let Some(interval) = self.unrest.interval() {
-            let stay = self.random_between(interval / 2, interval * 3 / 2);
-            self.set_alarm(client, now + stay, Alarm::Leave(number));
-        }
-    }
-
-    /// Connection `number` ended.
-    fn note_ending(self: &Rc<Self>, client: usize, number: u32, ending: Ending) {
-        let now = self.clock.now();
-        let client_state = &mut *self.clients[client].borrow_mut();
-        let Some(live) = client_state.live.take_if(|live| live.number == number) else {
-            // One that we had left.
-            return;
-        };
-        if self.phase.get() == Phase::Over {
-            // Closed by us, or about to be: it lasted to the end.
-            client_state.live = Some(live);
-            return;
-        }
-        client_state.alone_since = Some(now);
-        client_state.behind_since.get_or_insert(now);
-        client_state.server = if live.server < self.given { live.server } else { client_state.server };
-        if client_state.opening.is_some() {
-            // While we move, the end of the first is no news.
-            return;
-        }
-        count(&mut self.journeys.borrow_mut().breaks, &ending.to_string());
-        let lived = now.saturating_sub(live.welcomed_at);
-        self.come_back(client, client_state, Loss::Ended { ending, lived }, now);
-    }
-
-    /// Plans the next attempt, unless there is to be none.
-    fn come_back(&self, client: usize, client_state: &mut Client, loss: Loss, now: Nanos) {
-        match client_state.backoff.after(loss, &mut self.random.borrow_mut()) {
-            Next::Wait(wait) => self.set_alarm(client, now + wait, Alarm::Open),
-            Next::Stop => {
-                client_state.is_stopped = true;
-                let tally = &mut *self.desk.tally.borrow_mut();
-                match loss {
-                    Loss::Ended { ending, .. } => count(&mut tally.endings, &ending.to_string()),
-                    Loss::Unopened(error) if client_state.was_welcomed => count(&mut tally.endings, &error.to_string()),
-                    Loss::Unopened(error) => {
-                        self.progress.failed.fetch_add(1, Relaxed);
-                        count(&mut tally.open_failures, &error.to_string());
-                    }
-                }
-            }
-        }
-    }
-
-    fn is_live(&self, client: usize, number: u32) -> bool {
-        self.clients[client].borrow().live.as_ref().is_some_and(|live| live.number == number)
-    }
-
-    fn server_after(&self, server: usize) -> usize {
-        (server + 1) % self.given
-    }
-
-    /// The server that was advised: another of ours, or one we had not heard of. `None` if there is no such server.
-    fn advised_server(&self, client_state: &Client, url: &str) -> Option<usize> {
-        if url.is_empty() {
-            // Where we are now is what we are to leave.
-            return Some(self.server_after(client_state.server));
-        }
-        let server = parse_url(url, crate::args::Scenario::Churn).ok()?;
-        let servers = &mut *self.servers.borrow_mut();
-        if let Some(known) = servers.iter().position(|known| known.addr == server.addr && known.path == server.path) {
-            return Some(known);
-        }
-        if servers.len() >= self.given + ADVISED_SERVERS_MAX {
-            return None;
-        }
-        servers.push(Rc::new(server));
-        Some(servers.len() - 1)
-    }
-
-    // Messages.
-
-    /// Writes what the client has to say, if it has a connection.
-    fn write(&self, client: usize, now: Nanos) {
-        let client_state = &mut *self.clients[client].borrow_mut();
-        let Some(sender) = client_state.live.as_ref().map(|live| Rc::clone(&live.sender)) else {
-            return;
-        };
-        if !sender.is_open() {
-            return;
-        }
-        let has_written = {
-            let outbox = &mut *sender.outbox();
-            self.fill(client, client_state, outbox, now);
-            outbox.queued_bytes() > 0
-        };
-        if has_written {
-            sender.flush_soon();
-        }
-    }
-
-    fn fill(&self, client: usize, client_state: &mut Client, outbox: &mut Outbox, now: Nanos) {
-        if !client_state.is_silent
-            && let Some(offset) = client_state.inbox.take_ack()
-        {
-            let text = &mut client_state.ack_text;
-            text.clear();
-            write!(text, r#"{{"type":"ack","offset":{offset}}}"#).expect("writing to a vector cannot fail");
-            outbox.text(text);
-        }
-        let (sender, recipient) = (self.index_of(client), self.index_of(peer_of(client)));
-        while outbox.queued_bytes() < OUTBOX_BYTES_MAX {
-            let Some(Writing { sequence, due, late, is_repeated, is_displaced }) = client_state.outgoing.next(now)
-            else {
-                break;
-            };
-            let stamp = Stamp { sender, sequence, due, late };
-            outbox.text(self.template.borrow_mut().compose(stamp, recipient));
-            self.journeys.borrow_mut().resent += u64::from(is_repeated);
-            if is_displaced {
-                self.streams.borrow_mut()[client].displace(sequence);
-            }
-        }
-    }
-
-    /// A message arrived on the client's connection.
-    fn receive(&self, client: usize, message: Message<'_>, now: Nanos) {
-        let client_state = &mut *self.clients[client].borrow_mut();
-        let mut unescaped = std::mem::take(&mut client_state.unescaped);
-        let (text, incoming) = match message {
-            Message::Text(text) => (text, envelope::read(text, &mut unescaped)),
-            Message::Binary(_) => ("", None),
-        };
-        match incoming {
-            Some(Incoming {
-                kind: "message",
-                from: Some(from),
-                msg_id: Some(msg_id),
-                payload,
-                offset: Some(offset),
-                ..
-            }) => match client_state.inbox.receive(from, msg_id, offset) {
-                Arrival::New => self.account(client, client_state, payload, now),
-                Arrival::Repeat => {
-                    let journeys = &mut *self.journeys.borrow_mut();
-                    journeys.repeats += 1;
-                    journeys.timeline.record_repeat(now);
-                }
-                Arrival::Stale => {
-                    let errors = &mut self.desk.tally.borrow_mut().error_replies;
-                    count(errors, "new message at an offset that was handled");
-                }
-            },
-            Some(Incoming { kind: "ack", msg_id, .. }) => self.confirm(client, client_state, msg_id, now),
-            Some(Incoming { kind: "error", code, msg_id, .. }) => {
-                self.note_error(client, client_state, code, msg_id, now);
-            }
-            Some(Incoming { kind: "reconnect", .. }) => {
-                if let (Some(advice), Some(live)) = (Advice::read(text), &client_state.live)
-                    && let Some(server) = self.advised_server(client_state, &advice.url)
-                {
-                    self.set_alarm(client, now + nanos(advice.after()), Alarm::Move(live.number, server));
-                }
-            }
-            Some(Incoming { kind: "pong", .. }) => {}
-            Some(_) | None => self.desk.tally.borrow_mut().ledger.corrupt += 1,
-        }
-        client_state.unescaped = unescaped;
-    }
-
-    /// Enters a delivery into the ledger.
-    fn account(&self, client: usize, client_state: &mut Client, payload: Option<&str>, now: Nanos) {
-        let peer = peer_of(client);
-        let verified = payload.and_then(|payload| self.template.borrow().verify(payload.as_bytes()));
-        let Some(Stamp { sender, sequence, due, late }) = verified else {
-            self.desk.tally.borrow_mut().ledger.corrupt += 1;
-            return;
-        };
-        if sender != self.index_of(peer) {
-            self.desk.tally.borrow_mut().ledger.misdelivered += 1;
-            return;
-        }
-        let insert = self.streams.borrow_mut()[peer].receive(sequence);
-        match insert {
-            None => self.desk.tally.borrow_mut().ledger.corrupt += 1,
-            Some(Insert::Repeat) => {}
-            Some(Insert::Newest | Insert::Behind) => {
-                client_state.arrived += 1;
-                self.departures.borrow_mut()[peer].take(sequence);
-                self.desk.recorder.borrow_mut().record_latency(due, due + u64::from(late), now);
-                let journeys = &mut *self.journeys.borrow_mut();
-                journeys.timeline.record_arrival(due, now);
-                let nodes = self.nodes.borrow();
-                journeys.across += u64::from(nodes[client] != nodes[peer]);
-                self.note_caught_up(client, client_state, journeys, now);
-            }
-        }
-    }
-
-    /// The server confirmed one of the client's messages.
-    fn confirm(&self, client: usize, client_state: &mut Client, msg_id: Option<&str>, now: Nanos) {
-        let sequence = msg_id.and_then(|msg_id| sequence_of(msg_id.as_bytes(), self.index_of(client)));
-        let confirm = |sequence| self.streams.borrow_mut()[client].accept(sequence);
-        if sequence.and_then(confirm).is_none() {
-            count(&mut self.desk.tally.borrow_mut().error_replies, "ack of a message never sent");
-            return;
-        }
-        // One that was sent again may be answered again.
-        if let Some(letter) = sequence.and_then(|sequence| client_state.outgoing.confirm(sequence)) {
-            self.desk.recorder.borrow_mut().record_ack(letter.due, now);
-        }
-    }
-
-    /// The server refused something.
-    fn note_error(
-        &self,
-        client: usize,
-        client_state: &mut Client,
-        code: Option<&str>,
-        msg_id: Option<&str>,
-        now: Nanos,
-    ) {
-        let code = code.unwrap_or("without a code");
-        count(&mut self.desk.tally.borrow_mut().error_replies, code);
-        let Some(sequence) = msg_id.and_then(|msg_id| sequence_of(msg_id.as_bytes(), self.index_of(client))) else {
-            return;
-        };
-        let setback = match code {
-            "overloaded" | "rate_limited" => Setback::Refused,
-            "unconfirmed" => Setback::Unknown,
-            _ => {
-                if client_state.outgoing.refuse(sequence).is_some() {
-                    self.streams.borrow_mut()[client].refuse(sequence);
-                    self.departures.borrow_mut()[client].take(sequence);
-                }
-                return;
-            }
-        };
-        let again_at = client_state.outgoing.set_back(sequence, setback, now, &mut self.random.borrow_mut());
-        self.set_alarm(client, again_at, Alarm::Write);
-    }
-
-    /// All messages of one read were received.
-    fn finish_read(&self, client: usize, now: Nanos, outbox: &mut Outbox) {
-        let client_state = &mut *self.clients[client].borrow_mut();
-        if let Some(live) = &mut client_state.live {
-            live.heard_at = now;
-            live.pinged_at = None;
-        }
-        let arrived = std::mem::take(&mut client_state.arrived);
-        if arrived > 0 {
-            self.desk.received.set(self.desk.received.get() + arrived);
-            self.desk.recorder.borrow_mut().record_arrivals(arrived, now);
-        }
-        self.fill(client, client_state, outbox, now);
-    }
-
     fn index_of(&self, client: usize) -> ClientIndex {
         ClientIndex(self.first + index_u32(client))
     }
@@ -889,6 +337,11 @@ impl Fleet {
         let (least, most) = (nanos(least), nanos(most));
         least + self.random.borrow_mut().below(most.saturating_sub(least))
     }
+}
+
+/// True for `share` of all indexes, spread evenly: wherever the running sum passes a whole number.
+fn is_chosen(index: u32, share: f64) -> bool {
+    (f64::from(index) * share).floor() < (f64::from(index + 1) * share).floor()
 }
 
 /// Who `client` talks to: clients 0 and 1 are a pair, 2 and 3, and so on.
@@ -900,23 +353,14 @@ fn index_u32(client: usize) -> u32 {
     u32::try_from(client).expect("a worker's share of at most 2^32 clients")
 }
 
-/// What hears one connection of a client, for as long as it is the client's.
-struct Ear {
-    fleet: Rc<Fleet>,
-    client: usize,
-    number: u32,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Conversation for Ear {
-    fn handle_message(&mut self, message: Message<'_>, now: Nanos, _outbox: &mut Outbox) {
-        if self.fleet.is_live(self.client, self.number) {
-            self.fleet.receive(self.client, message, now);
-        }
-    }
-
-    fn handle_read_end(&mut self, now: Nanos, outbox: &mut Outbox) {
-        if self.fleet.is_live(self.client, self.number) {
-            self.fleet.finish_read(self.client, now, outbox);
+    #[test]
+    fn a_share_of_the_clients_is_chosen() {
+        for (share, expected) in [(0.0, 0), (0.01, 10), (0.25, 250), (0.333, 333), (1.0, 1000)] {
+            assert_eq!((0..1000).filter(|index| is_chosen(*index, share)).count(), expected, "{share}");
         }
     }
 }
