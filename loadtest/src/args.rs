@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::targets::Target;
+use crate::{fault::Fault, targets::Target};
 
 /// What to do to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -22,6 +22,12 @@ pub(crate) enum Scenario {
     Idle,
     /// Connect and leave as fast as possible
     Storm,
+    /// As p2p, but connections are cut, and clients return and take up where they were
+    Resume,
+    /// As p2p, but clients move from server to server while messages flow
+    Churn,
+    /// p2p at one rate after the other, in search of the highest that holds
+    Capacity,
 }
 
 impl Scenario {
@@ -31,8 +37,33 @@ impl Scenario {
             Self::P2p => "p2p",
             Self::Idle => "idle",
             Self::Storm => "storm",
+            Self::Resume => "resume",
+            Self::Churn => "churn",
+            Self::Capacity => "capacity",
         }
     }
+
+    /// True where virtual clients in pairs send each other messages.
+    pub(crate) fn has_pairs(self) -> bool {
+        matches!(self, Self::P2p | Self::Resume | Self::Churn | Self::Capacity)
+    }
+
+    /// True where clients break off their connections as part of the run.
+    pub(crate) fn is_restless(self) -> bool {
+        matches!(self, Self::Resume | Self::Churn)
+    }
+}
+
+/// Where the two clients of a pair connect to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Pairs {
+    /// To different servers, where there are several
+    Cross,
+    /// To the same server
+    Local,
+    /// In every combination equally often, as clients that know nothing of each other would
+    Mixed,
 }
 
 /// What carries the I/O.
@@ -62,11 +93,15 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_URL", value_name = "URL")]
     pub(crate) url: Option<Vec<String>>,
 
+    /// p2p, resume, churn, capacity: where the two clients of a pair connect to [default: cross]
+    #[arg(long, value_enum, env = "RTC_LOADTEST_PAIRS", value_name = "WHERE")]
+    pub(crate) pairs: Option<Pairs>,
+
     /// Virtual clients [default: 100; storm: no limit, or 1000 with --hold]
     #[arg(long, env = "RTC_LOADTEST_CONNECTIONS", value_name = "N")]
     pub(crate) connections: Option<u32>,
 
-    /// Open loop: messages per second in total, each with an intended time; storm: connects per second [default: p2p 1000; storm: as fast as possible]
+    /// Open loop: messages per second in total, each with an intended time; storm: connects per second; capacity: the first to try [default: p2p, resume, churn, capacity 1000; storm: as fast as possible]
     #[arg(long, env = "RTC_LOADTEST_RATE", value_name = "PER_S", conflicts_with = "depth")]
     pub(crate) rate: Option<f64>,
 
@@ -74,11 +109,11 @@ pub(crate) struct Args {
     #[arg(long, env = "RTC_LOADTEST_DEPTH", value_name = "N")]
     pub(crate) depth: Option<u32>,
 
-    /// Size of a message in bytes: the echoed payload, or the whole JSON text of p2p [default: echo 16, p2p 200]
+    /// Size of a message in bytes: the echoed payload, or the whole JSON text of p2p and its kin [default: echo 16, else 200]
     #[arg(long, env = "RTC_LOADTEST_PAYLOAD", value_name = "BYTES")]
     pub(crate) payload: Option<u32>,
 
-    /// How long to measure: 500ms, 10s, 5m, 1h [default: 10s]
+    /// How long to measure, in capacity each rate: 500ms, 10s, 5m, 1h [default: 10s]
     #[arg(long, env = "RTC_LOADTEST_DURATION", value_name = "SPAN")]
     pub(crate) duration: Option<Span>,
 
@@ -86,7 +121,7 @@ pub(crate) struct Args {
     #[arg(long, env = "RTC_LOADTEST_WARM_UP", value_name = "SPAN")]
     pub(crate) warm_up: Option<Span>,
 
-    /// How long to wait at the end for messages still under way [default: 5s]
+    /// How long to wait at the end for messages still under way [default: 5s; resume, churn and with --fault 30s]
     #[arg(long, env = "RTC_LOADTEST_DRAIN", value_name = "SPAN")]
     pub(crate) drain: Option<Span>,
 
@@ -102,11 +137,27 @@ pub(crate) struct Args {
     #[arg(long, env = "RTC_LOADTEST_HOLD", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) hold: Option<bool>,
 
-    /// p2p: ask the server to confirm each message to its sender, and account for it [default: false]
+    /// resume: how long a connection lives before it is cut, with and without a goodbye in turn; at random from half to one and a half of this [default: 2s]
+    #[arg(long, env = "RTC_LOADTEST_CUT_INTERVAL", value_name = "SPAN")]
+    pub(crate) cut_interval: Option<Span>,
+
+    /// churn: how long a client stays with a server before it moves to the next, at random from half to one and a half of this [default: 5s]
+    #[arg(long, env = "RTC_LOADTEST_HOP_INTERVAL", value_name = "SPAN")]
+    pub(crate) hop_interval: Option<Span>,
+
+    /// churn: share of the clients that acknowledge nothing for seconds at a time, though they read [default: 0%]
+    #[arg(long, env = "RTC_LOADTEST_SILENT_SHARE", value_name = "PERCENT")]
+    pub(crate) silent_share: Option<Share>,
+
+    /// p2p, resume, churn: send a signal to a process on this machine, so long after measuring began: 'at=10s kill=PID', or stop, cont, term; may be repeated [default: none]
+    #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_FAULT", value_name = "FAULT")]
+    pub(crate) fault: Option<Vec<Fault>>,
+
+    /// p2p, capacity: ask the server to confirm each message to its sender, and account for it; resume and churn always do [default: false]
     #[arg(long, env = "RTC_LOADTEST_SENDER_ACKS", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) sender_acks: Option<bool>,
 
-    /// p2p: recipients acknowledge what they receive [default: false]
+    /// p2p, capacity: recipients acknowledge what they receive; in resume and churn they always do [default: false]
     #[arg(long, env = "RTC_LOADTEST_RECEIVER_ACKS", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub(crate) receiver_acks: Option<bool>,
 
@@ -134,7 +185,7 @@ pub(crate) struct Args {
     #[arg(long, env = "RTC_LOADTEST_SEED", value_name = "N")]
     pub(crate) seed: Option<u64>,
 
-    /// A condition such as 'p99<10ms', 'lost=0', 'rate>1000'; may be repeated [default: the ledger alone judges]
+    /// A condition such as 'p99<10ms', 'lost=0', 'rate>1000'; may be repeated [default: the ledger alone judges; capacity p99<100ms]
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_TARGET", value_name = "CONDITION")]
     pub(crate) target: Option<Vec<Target>>,
 
@@ -178,6 +229,7 @@ impl Args {
         Self {
             scenario: self.scenario.or(fallback.scenario),
             url: self.url.or(fallback.url),
+            pairs: self.pairs.or(fallback.pairs),
             connections: self.connections.or(fallback.connections),
             rate: if paced { self.rate } else { fallback.rate },
             depth: if paced { self.depth } else { fallback.depth },
@@ -188,6 +240,10 @@ impl Args {
             connect_timeout: self.connect_timeout.or(fallback.connect_timeout),
             in_flight: self.in_flight.or(fallback.in_flight),
             hold: self.hold.or(fallback.hold),
+            cut_interval: self.cut_interval.or(fallback.cut_interval),
+            hop_interval: self.hop_interval.or(fallback.hop_interval),
+            silent_share: self.silent_share.or(fallback.silent_share),
+            fault: self.fault.or(fallback.fault),
             sender_acks: self.sender_acks.or(fallback.sender_acks),
             receiver_acks: self.receiver_acks.or(fallback.receiver_acks),
             processes: self.processes.or(fallback.processes),
@@ -279,6 +335,50 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A share of a whole, written as a percentage.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Share(f64);
+
+/// Why a share could not be read.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{0:?} is no share from 0% to 100%")]
+pub(crate) struct ShareError(String);
+
+impl FromStr for Share {
+    type Err = ShareError;
+
+    fn from_str(text: &str) -> Result<Self, ShareError> {
+        let percent = text.strip_suffix('%').and_then(|number| number.trim().parse::<f64>().ok());
+        let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+        percent.map(|percent| Self(percent / 100.0)).ok_or_else(|| ShareError(text.to_owned()))
+    }
+}
+
+impl Share {
+    /// From 0 to 1.
+    pub(crate) fn fraction(self) -> f64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0 * 100.0)
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -316,6 +416,21 @@ mod tests {
         for text in ["0s", "10s", "1500ms", "1h", "250us", "1ns"] {
             let span: Span = text.parse().unwrap();
             assert_eq!(span.to_string().parse::<Span>().unwrap(), span, "{text}");
+        }
+    }
+
+    #[test]
+    fn shares_are_percentages() {
+        for (text, expected) in [
+            ("1%", Some("1%")),
+            ("0.5 %", Some("0.5%")),
+            ("100%", Some("100%")),
+            ("1", None),
+            ("101%", None),
+            ("NaN%", None),
+        ] {
+            let shown = text.parse::<Share>().ok().map(|share| share.to_string());
+            assert_eq!(shown.as_deref(), expected, "{text}");
         }
     }
 

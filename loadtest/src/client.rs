@@ -9,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     fmt, io,
     rc::Rc,
+    time::Duration,
 };
 
 use monoio::{
@@ -28,6 +29,8 @@ const READ_BUFFER_BYTES: usize = 16 * 1024;
 const SOCKET_BUFFER_BYTES: u64 = 64 * 1024;
 /// Buffers kept for connections that hold none while they are silent.
 const POOLED_BUFFERS_MAX: usize = 64;
+/// The longest that a server may ask us to stay away.
+const DELAY_ASKED_MAX: Duration = Duration::from_secs(3600);
 /// Server messages are never larger than what was sent, echoed, plus an envelope.
 const ENVELOPE_BYTES_MAX: usize = 4096;
 
@@ -180,8 +183,12 @@ pub(crate) trait Conversation {
 pub(crate) enum Ending {
     /// We closed it.
     Closed,
-    /// The server closed it: with a Close frame's code, or 1006 without one (RFC 6455 §7.1.5).
-    ClosedByServer(CloseCode),
+    /// The server closed it: with a Close frame's code, or 1006 without one (RFC 6455 §7.1.5). Its reason may ask us to
+    /// stay away for a while: `drain;delay=1830`.
+    ClosedByServer {
+        code: CloseCode,
+        delay: Duration,
+    },
     Protocol(ProtocolError),
     Io(io::ErrorKind),
 }
@@ -190,7 +197,7 @@ impl fmt::Display for Ending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed => f.write_str("closed"),
-            Self::ClosedByServer(code) => write!(f, "closed by the server with {}", code.number()),
+            Self::ClosedByServer { code, .. } => write!(f, "closed by the server with {}", code.number()),
             Self::Protocol(error) => write!(f, "protocol error of the server: {error}"),
             Self::Io(kind) => write!(f, "connection lost: {kind}"),
         }
@@ -289,7 +296,7 @@ impl Link {
             };
             input = returned;
             match result {
-                Ok(0) => break Ending::ClosedByServer(CloseCode::ABNORMAL),
+                Ok(0) => break Ending::ClosedByServer { code: CloseCode::ABNORMAL, delay: Duration::ZERO },
                 Ok(_) => {}
                 Err(error) => break Ending::Io(error.kind()),
             }
@@ -339,7 +346,9 @@ impl Link {
                 }
                 Some(Event::Pong(_)) => {}
                 Some(Event::Close(frame)) => {
-                    return Err(Ending::ClosedByServer(frame.map_or(CloseCode::NO_STATUS, |frame| frame.code)));
+                    let code = frame.map_or(CloseCode::NO_STATUS, |frame| frame.code);
+                    let delay = frame.map_or(Duration::ZERO, |frame| delay_asked(frame.reason));
+                    return Err(Ending::ClosedByServer { code, delay });
                 }
             }
             rest = &mut rest[consumed..];
@@ -349,5 +358,30 @@ impl Link {
         }
         conversation.handle_read_end(now, outbox);
         Ok(())
+    }
+}
+
+/// The wait that a close reason such as `drain;delay=1830;node=n7` asks for, in milliseconds.
+fn delay_asked(reason: &str) -> Duration {
+    let delay = reason.split(';').find_map(|pair| pair.strip_prefix("delay="));
+    let millis = delay.and_then(|delay| delay.parse::<u32>().ok()).unwrap_or(0);
+    Duration::from_millis(u64::from(millis)).min(DELAY_ASKED_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_reason_may_ask_for_a_wait() {
+        for (reason, millis) in [
+            ("drain;delay=1830;node=n7", 1830),
+            ("drain", 0),
+            ("delay=5", 5),
+            ("drain;delay=-1", 0),
+            ("drain;delay=4294967295", 3_600_000),
+        ] {
+            assert_eq!(delay_asked(reason), Duration::from_millis(millis), "{reason}");
+        }
     }
 }

@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    args::{Args, DriverChoice, Scenario, Span},
+    args::{Args, DriverChoice, Pairs, Scenario, Share, Span},
+    fault::Fault,
     payload::{ECHO_BYTES_MIN, ECHO_CONNECTIONS_MAX, MESSAGE_BYTES_MIN},
     schedule::Rate,
     targets::{Pacing, Target},
@@ -29,6 +30,10 @@ pub(crate) const PAYLOAD_BYTES_MAX: u32 = 16 * 1024 * 1024;
 /// Connections per source address beyond which `connect` spends most of its time looking for a free port.
 pub(crate) const CONNECTIONS_PER_SOURCE: u32 = 10_000;
 const LOOPBACK_SOURCES_MAX: u32 = 250 * 250;
+/// How long the kernel keeps a port after the connection on it was closed by this end.
+const TIME_WAIT: Duration = Duration::from_secs(60);
+/// The shortest that clients may stay connected: much below, the run would be of nothing but handshakes.
+const STAY_MIN: Duration = Duration::from_millis(50);
 
 /// How messages, or in a storm connections, are paced.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -52,8 +57,12 @@ impl Load {
 
     /// The schedule's rate, if there is a schedule.
     pub(crate) fn rate(self) -> Option<Rate> {
+        self.rate_per_second().and_then(Rate::new)
+    }
+
+    pub(crate) fn rate_per_second(self) -> Option<f64> {
         match self {
-            Self::Open { per_second } => Rate::new(per_second),
+            Self::Open { per_second } => Some(per_second),
             Self::Closed { .. } | Self::Silent => None,
         }
     }
@@ -68,6 +77,50 @@ pub(crate) struct Server {
     pub(crate) path: String,
 }
 
+/// Which server a connection goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Placement {
+    /// Neighbours, and so the two clients of a pair, to different servers.
+    InTurn,
+    /// Both clients of a pair to one server.
+    ByPairs,
+    /// The pairs in every combination of two servers equally often.
+    Mixed,
+}
+
+impl Placement {
+    /// The server, of `servers`, for connection `index` of the run.
+    pub(crate) fn server_of(self, index: u32, servers: usize) -> usize {
+        let (index, pair, place) = (index as usize, index as usize / 2, index as usize % 2);
+        match self {
+            Self::InTurn => index % servers,
+            Self::ByPairs => pair % servers,
+            Self::Mixed => (pair + place * (pair / servers)) % servers,
+        }
+    }
+}
+
+/// How clients leave their connections during a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Unrest {
+    /// They do not.
+    None,
+    /// They are cut off.
+    Cuts { interval: Duration },
+    /// They move to the next server.
+    Hops { interval: Duration },
+}
+
+impl Unrest {
+    /// How long a connection lives, on average.
+    pub(crate) fn interval(self) -> Option<Duration> {
+        match self {
+            Self::None => None,
+            Self::Cuts { interval } | Self::Hops { interval } => Some(interval),
+        }
+    }
+}
+
 /// What a storm does with a connection once it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum AfterHandshake {
@@ -80,6 +133,11 @@ pub(crate) enum AfterHandshake {
 pub(crate) struct Config {
     pub(crate) scenario: Scenario,
     pub(crate) servers: Vec<Server>,
+    pub(crate) placement: Placement,
+    pub(crate) unrest: Unrest,
+    /// From 0 to 1: clients that acknowledge nothing for a while.
+    pub(crate) silent_share: f64,
+    pub(crate) faults: Vec<Fault>,
     /// Virtual clients; in a storm the connections to make before it ends early.
     pub(crate) connections: u32,
     pub(crate) load: Load,
@@ -111,6 +169,11 @@ impl Config {
     pub(crate) fn workers(&self) -> u32 {
         self.processes * self.threads
     }
+
+    /// True if clients outlive their connections: they come back, resume, and send again what was not confirmed.
+    pub(crate) fn is_roaming(&self) -> bool {
+        self.scenario.is_restless() || !self.faults.is_empty()
+    }
 }
 
 /// Adds the file named by `--config`, if any, below the flags and the environment.
@@ -135,15 +198,20 @@ fn read_file(path: &Path) -> Result<Args> {
 /// # Errors
 /// No scenario.
 pub(crate) fn with_defaults(args: Args) -> Result<Args> {
-    let scenario = args.scenario.context("no scenario: name one of echo, p2p, idle, storm (see --help)")?;
+    let scenario = args
+        .scenario
+        .context("no scenario: name one of echo, p2p, idle, storm, resume, churn, capacity (see --help)")?;
     let hold = args.hold.unwrap_or(false);
     let second = |seconds| Some(Span::from(Duration::from_secs(seconds)));
     let (connections, rate, depth, payload, warm_up) = match scenario {
         Scenario::Echo => (100, None, Some(1), Some(16), 1),
-        Scenario::P2p => (100, Some(1000.0), None, Some(200), 1),
+        Scenario::P2p | Scenario::Resume | Scenario::Churn | Scenario::Capacity => {
+            (100, Some(1000.0), None, Some(200), 1)
+        }
         Scenario::Idle => (100, None, None, None, 0),
         Scenario::Storm => (if hold { 1000 } else { CONNECTIONS_MAX }, None, None, None, 0),
     };
+    let is_roaming = scenario.is_restless() || args.fault.as_ref().is_some_and(|faults| !faults.is_empty());
     let defaults = Args {
         url: Some(vec!["ws://127.0.0.1:8080".to_owned()]),
         connections: Some(connections),
@@ -152,19 +220,30 @@ pub(crate) fn with_defaults(args: Args) -> Result<Args> {
         payload,
         duration: second(10),
         warm_up: second(warm_up),
-        drain: second(5),
+        // As long as a client waits for the answer to a message.
+        drain: second(if is_roaming { 30 } else { 5 }),
         connect_timeout: second(10),
         in_flight: Some(64),
         hold: Some(hold),
-        sender_acks: Some(false),
-        receiver_acks: Some(false),
+        pairs: scenario.has_pairs().then_some(Pairs::Cross),
+        cut_interval: if scenario == Scenario::Resume { second(2) } else { None },
+        hop_interval: if scenario == Scenario::Churn { second(5) } else { None },
+        silent_share: if scenario == Scenario::Churn { "0%".parse().ok() } else { None },
+        sender_acks: Some(scenario.is_restless()),
+        receiver_acks: Some(scenario.is_restless()),
         processes: Some(1),
         threads: Some(1),
         driver: Some(DriverChoice::Auto),
         quiet: Some(false),
+        target: (scenario == Scenario::Capacity).then(|| vec![capacity_target()]),
         ..Args::default()
     };
     Ok(args.or(defaults))
+}
+
+/// What a rate has to meet to hold, where nothing else is said.
+fn capacity_target() -> Target {
+    "p99<100ms".parse().expect("a constant target")
 }
 
 impl TryFrom<Args> for Config {
@@ -178,15 +257,16 @@ impl TryFrom<Args> for Config {
         ensure!(!servers.is_empty(), "--url is empty: write ws://HOST:PORT");
         let connections = within("--connections", args.connections, 1, CONNECTIONS_MAX)?;
         ensure!(
-            scenario != Scenario::P2p || connections.is_multiple_of(2),
-            "--connections {connections} is odd: the clients of p2p talk in pairs"
+            !scenario.has_pairs() || connections.is_multiple_of(2),
+            "--connections {connections} is odd: the clients of {} talk in pairs",
+            scenario.name()
         );
         let load = load(&args)?;
         let payload_bytes = payload(&args, scenario)?;
         let processes = within("--processes", args.processes, 1, PROCESSES_MAX)?;
         let threads = within("--threads", args.threads, 1, THREADS_MAX)?;
         let workers = processes * threads;
-        let least = if scenario == Scenario::P2p { 2 * workers } else { workers };
+        let least = if scenario.has_pairs() { 2 * workers } else { workers };
         ensure!(
             connections >= least,
             "--connections {connections} is too few for {workers} threads in all, which need {least}"
@@ -195,7 +275,9 @@ impl TryFrom<Args> for Config {
         ensure!(duration >= Duration::from_millis(100), "--duration is under 100ms: nothing could be measured");
         let warm_up = args.warm_up.context("no --warm-up")?;
         let is_held = scenario != Scenario::Storm || args.hold == Some(true);
-        let sources = sources(args.source_addresses, &servers, connections, is_held);
+        let unrest = unrest(&args)?;
+        let faults = faults(&args, load, duration)?;
+        let sources = sources(args.source_addresses, &servers, ports(connections, unrest), is_held);
         let seed = match args.seed {
             Some(seed) => seed,
             None => getrandom::u64().context("no randomness for the run's identity")?,
@@ -203,6 +285,14 @@ impl TryFrom<Args> for Config {
         Ok(Self {
             scenario,
             servers,
+            placement: match args.pairs {
+                Some(Pairs::Cross) | None => Placement::InTurn,
+                Some(Pairs::Local) => Placement::ByPairs,
+                Some(Pairs::Mixed) => Placement::Mixed,
+            },
+            unrest,
+            silent_share: args.silent_share.map_or(0.0, Share::fraction),
+            faults,
             connections,
             load,
             payload_bytes,
@@ -231,18 +321,73 @@ impl TryFrom<Args> for Config {
 
 /// A flag the scenario would ignore is a misunderstanding: say so instead.
 fn refuse_foreign_flags(args: &Args, scenario: Scenario) -> Result<()> {
-    let talks = matches!(scenario, Scenario::Echo | Scenario::P2p);
+    let has_pairs = scenario.has_pairs();
+    let talks = has_pairs || scenario == Scenario::Echo;
     for (flag, is_given, applies) in [
-        ("--depth", args.depth.is_some(), talks),
+        ("--depth", args.depth.is_some(), matches!(scenario, Scenario::Echo | Scenario::P2p)),
         ("--rate", args.rate.is_some(), talks || scenario == Scenario::Storm),
         ("--payload", args.payload.is_some(), talks),
-        ("--sender-acks", args.sender_acks == Some(true), scenario == Scenario::P2p),
-        ("--receiver-acks", args.receiver_acks == Some(true), scenario == Scenario::P2p),
+        ("--sender-acks", args.sender_acks == Some(true), has_pairs),
+        ("--receiver-acks", args.receiver_acks == Some(true), has_pairs),
+        ("--pairs", args.pairs.is_some(), has_pairs),
+        ("--cut-interval", args.cut_interval.is_some(), scenario == Scenario::Resume),
+        ("--hop-interval", args.hop_interval.is_some(), scenario == Scenario::Churn),
+        ("--silent-share", args.silent_share.is_some(), scenario == Scenario::Churn),
+        (
+            "--fault",
+            args.fault.as_ref().is_some_and(|faults| !faults.is_empty()),
+            has_pairs && scenario != Scenario::Capacity,
+        ),
         ("--hold", args.hold == Some(true), scenario == Scenario::Storm),
     ] {
         ensure!(applies || !is_given, "{flag} means nothing to {}", scenario.name());
     }
     Ok(())
+}
+
+fn unrest(args: &Args) -> Result<Unrest> {
+    let stay = |flag: &str, span: Span| {
+        let interval = Duration::from(span);
+        ensure!(interval >= STAY_MIN, "{flag} is under {}ms", STAY_MIN.as_millis());
+        Ok(interval)
+    };
+    Ok(match (args.cut_interval, args.hop_interval) {
+        (Some(span), _) => Unrest::Cuts { interval: stay("--cut-interval", span)? },
+        (None, Some(span)) => Unrest::Hops { interval: stay("--hop-interval", span)? },
+        (None, None) => Unrest::None,
+    })
+}
+
+fn faults(args: &Args, load: Load, duration: Duration) -> Result<Vec<Fault>> {
+    let faults = args.fault.clone().unwrap_or_default();
+    let has_acks = args.sender_acks == Some(true) && args.receiver_acks == Some(true);
+    let scenario = args.scenario.context("no scenario")?;
+    ensure!(
+        has_acks || !scenario.is_restless(),
+        "{} is about messages that were accepted and acknowledged: leave --sender-acks and --receiver-acks on",
+        scenario.name()
+    );
+    ensure!(
+        has_acks || faults.is_empty(),
+        "--fault needs --sender-acks and --receiver-acks: without them no message is promised to survive one"
+    );
+    ensure!(
+        faults.is_empty() || load.pacing() == Pacing::OpenLoop,
+        "--fault needs --rate: a closed loop would wait out the fault"
+    );
+    for fault in &faults {
+        ensure!(fault.at < duration, "--fault '{fault}' is after the end: --duration is {}", Span::from(duration));
+    }
+    Ok(faults)
+}
+
+/// Ports in use at once: clients that leave connections behind leave a port with each for a while.
+fn ports(connections: u32, unrest: Unrest) -> u32 {
+    let per_client = unrest.interval().map_or(1, |interval| {
+        let left_behind = TIME_WAIT.as_millis() / interval.as_millis().max(1);
+        1 + u32::try_from(left_behind).unwrap_or(u32::MAX)
+    });
+    connections.saturating_mul(per_client)
 }
 
 fn within(flag: &str, value: Option<u32>, min: u32, max: u32) -> Result<u32> {
@@ -268,13 +413,13 @@ fn load(args: &Args) -> Result<Load> {
 fn payload(args: &Args, scenario: Scenario) -> Result<u32> {
     let min = match scenario {
         Scenario::Echo => ECHO_BYTES_MIN,
-        Scenario::P2p => MESSAGE_BYTES_MIN,
+        Scenario::P2p | Scenario::Resume | Scenario::Churn | Scenario::Capacity => MESSAGE_BYTES_MIN,
         Scenario::Idle | Scenario::Storm => return Ok(0),
     };
     within("--payload", args.payload, u32::try_from(min)?, PAYLOAD_BYTES_MAX)
 }
 
-fn parse_url(url: &str, scenario: Scenario) -> Result<Server> {
+pub(crate) fn parse_url(url: &str, scenario: Scenario) -> Result<Server> {
     let Some(rest) = url.strip_prefix("ws://") else {
         ensure!(!url.starts_with("wss://"), "--url {url:?}: TLS is not supported, write ws://");
         bail!("--url {url:?} does not start with ws://");
@@ -333,6 +478,9 @@ mod tests {
             ("p2p", Load::Open { per_second: 1000.0 }),
             ("idle", Load::Silent),
             ("storm", Load::Silent),
+            ("resume", Load::Open { per_second: 1000.0 }),
+            ("churn", Load::Open { per_second: 1000.0 }),
+            ("capacity", Load::Open { per_second: 1000.0 }),
         ] {
             let config = config(line).unwrap();
             assert_eq!(config.load, load, "{line}");
@@ -360,12 +508,54 @@ mod tests {
             ("echo --duration 1ms", "--duration"),
             ("echo --target p98<1ms", "p98"),
             ("echo --rate 5 --depth 5", "--depth"),
+            ("resume --depth 5", "--depth means nothing to resume"),
+            ("resume --hop-interval 5s", "--hop-interval means nothing to resume"),
+            ("resume --cut-interval 1ms", "--cut-interval"),
+            ("resume --sender-acks=false", "--sender-acks"),
+            ("churn --connections 3", "--connections 3"),
+            ("churn --silent-share 2", "\"2\""),
+            ("p2p --silent-share 2%", "--silent-share means nothing to p2p"),
+            ("echo --pairs local", "--pairs means nothing to echo"),
+            ("capacity --depth 5", "--depth means nothing to capacity"),
             ("walk", "walk"),
             ("--connections 5", "scenario"),
         ] {
             let error = format!("{:#}", config(line).expect_err(line));
             assert!(error.contains(named), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn a_fault_that_would_show_nothing_is_refused() {
+        use clap::Parser as _;
+        for (line, named) in [
+            (&["p2p", "--fault", "at=1s kill=7"][..], "--sender-acks and --receiver-acks"),
+            (&["p2p", "--depth", "1", "--sender-acks", "--receiver-acks", "--fault", "at=1s kill=7"], "--rate"),
+            (&["resume", "--duration", "5s", "--fault", "at=5s kill=7"], "after the end"),
+            (&["idle", "--fault", "at=1s kill=7"], "--fault means nothing to idle"),
+            (&["churn", "--fault", "at=1s kill=0"], "at=1s kill=0"),
+        ] {
+            let args = Args::try_parse_from([&["rtc-loadtest"], line].concat()).map_err(anyhow::Error::from);
+            let config = args.and_then(with_defaults).and_then(Config::try_from);
+            let error = format!("{:#}", config.expect_err(named));
+            assert!(error.contains(named), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn pairs_are_placed_as_asked() {
+        let crossing = |placement: Placement, servers: usize| {
+            let pairs = 0..u32::try_from(servers * servers).unwrap();
+            let crosses =
+                |pair: &u32| placement.server_of(2 * pair, servers) != placement.server_of(2 * pair + 1, servers);
+            pairs.filter(crosses).count()
+        };
+        for servers in 2..6 {
+            assert_eq!(crossing(Placement::InTurn, servers), servers * servers);
+            assert_eq!(crossing(Placement::ByPairs, servers), 0);
+            assert_eq!(crossing(Placement::Mixed, servers), servers * (servers - 1));
+        }
+        assert_eq!(Placement::Mixed.server_of(7, 1), 0);
     }
 
     #[test]
@@ -384,5 +574,6 @@ mod tests {
         let many = config("idle --connections 3000000").unwrap().sources;
         assert_eq!(many.len(), 300);
         assert_eq!(many.iter().collect::<std::collections::BTreeSet<_>>().len(), 300);
+        assert_eq!(config("resume --connections 1000").unwrap().sources.len(), 4, "with the ports left behind");
     }
 }

@@ -3,6 +3,8 @@
 //! A strict scan takes what servers write; whatever it does not expect (an escape, a nested value) goes to a real JSON
 //! parser, so that the two agree on every message and only the time differs.
 
+use std::time::Duration;
+
 use memchr::memchr2;
 use serde::Deserialize;
 
@@ -11,6 +13,7 @@ use serde::Deserialize;
 pub(crate) struct Incoming<'a> {
     pub(crate) kind: &'a str,
     pub(crate) msg_id: Option<&'a str>,
+    pub(crate) from: Option<&'a str>,
     pub(crate) payload: Option<&'a str>,
     pub(crate) code: Option<&'a str>,
     pub(crate) offset: Option<u64>,
@@ -24,6 +27,7 @@ pub(crate) struct Unescaped {
     kind: String,
     #[serde(rename = "msgId")]
     msg_id: Option<String>,
+    from: Option<String>,
     payload: Option<sonic_rs::Value>,
     code: Option<String>,
     offset: Option<u64>,
@@ -37,9 +41,59 @@ pub(crate) fn read<'a>(text: &'a str, unescaped: &'a mut Unescaped) -> Option<In
     parse(text, unescaped)
 }
 
-/// True for the first message of a session.
-pub(crate) fn is_welcome(text: &str) -> bool {
-    read(text, &mut Unescaped::default()).is_some_and(|incoming| incoming.kind == "welcome")
+/// The first message of a session.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Welcome {
+    #[serde(rename = "type")]
+    kind: String,
+    pub(crate) node_id: String,
+    /// Delivery continues after this.
+    pub(crate) offset: u64,
+    /// True if everything after the client's position follows.
+    pub(crate) recovered: bool,
+    ping_interval_ms: Option<u64>,
+}
+
+impl Welcome {
+    /// Reads `text`, or `None` if it is no welcome.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        parse_rare(text).filter(|welcome: &Self| welcome.kind == "welcome")
+    }
+
+    /// After this long without a sign of life a client asks for one.
+    pub(crate) fn ping_interval(&self) -> Duration {
+        const PING_INTERVAL_MS: u64 = 25_000;
+        Duration::from_millis(self.ping_interval_ms.unwrap_or(PING_INTERVAL_MS))
+    }
+}
+
+/// Advice to move to another node.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct Advice {
+    #[serde(rename = "type")]
+    kind: String,
+    /// Empty: where the client is already.
+    pub(crate) url: String,
+    after_ms: u64,
+}
+
+impl Advice {
+    /// Reads `text`, or `None` if it is no advice.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        parse_rare(text).filter(|advice: &Self| advice.kind == "reconnect")
+    }
+
+    /// How long to stay before moving.
+    pub(crate) fn after(&self) -> Duration {
+        Duration::from_millis(self.after_ms)
+    }
+}
+
+/// What comes once per connection is not worth a scan of its own.
+fn parse_rare<T: for<'a> Deserialize<'a>>(text: &str) -> Option<T> {
+    if is_nested_deeply(text) { None } else { sonic_rs::from_str(text).ok() }
 }
 
 #[cold]
@@ -52,6 +106,7 @@ fn parse<'a>(text: &str, unescaped: &'a mut Unescaped) -> Option<Incoming<'a>> {
     Some(Incoming {
         kind: &unescaped.kind,
         msg_id: unescaped.msg_id.as_deref(),
+        from: unescaped.from.as_deref(),
         payload: unescaped.payload.as_ref().and_then(|payload| payload.as_str()),
         code: unescaped.code.as_deref(),
         offset: unescaped.offset,
@@ -78,6 +133,7 @@ fn scan(text: &str) -> Option<Incoming<'_>> {
                 match key {
                     "type" => incoming.kind = value,
                     "msgId" => incoming.msg_id = Some(value),
+                    "from" => incoming.from = Some(value),
                     "payload" => incoming.payload = Some(value),
                     "code" => incoming.code = Some(value),
                     // A string where a number belongs: for the parser to refuse.
@@ -86,7 +142,7 @@ fn scan(text: &str) -> Option<Incoming<'_>> {
                 }
             }
             b'0'..=b'9' if key == "offset" => incoming.offset = Some(scanner.number()?),
-            b'0'..=b'9' if !matches!(key, "type" | "msgId" | "payload" | "code") => {
+            b'0'..=b'9' if !matches!(key, "type" | "msgId" | "from" | "payload" | "code") => {
                 scanner.number()?;
             }
             _ => return None,
@@ -202,7 +258,18 @@ mod tests {
         let text = r#"{"type":"message","msgId":"a\u0062","payload":"c","offset":3}"#;
         let incoming = read(text, &mut unescaped).unwrap();
         assert_eq!((incoming.msg_id, incoming.payload, incoming.offset), (Some("ab"), Some("c"), Some(3)));
-        assert!(is_welcome(r#"{"type":"welcome","recovered":false,"offset":5}"#));
+    }
+
+    #[test]
+    fn a_welcome_and_advice_are_read_with_what_they_leave_out() {
+        let welcome = Welcome::read(r#"{"type":"welcome","nodeId":"n1","offset":5,"recovered":true,"x":[1]}"#).unwrap();
+        assert_eq!((welcome.node_id.as_str(), welcome.offset, welcome.recovered), ("n1", 5, true));
+        assert_eq!(welcome.ping_interval(), Duration::from_secs(25));
+        assert_eq!(Welcome::read(r#"{"type":"message","offset":5}"#), None);
+        assert_eq!(Welcome::read(&"[".repeat(200_000)), None);
+        let advice = Advice::read(r#"{"type":"reconnect","reason":"drain","url":"ws://h:1","afterMs":1830}"#).unwrap();
+        assert_eq!((advice.url.as_str(), advice.after()), ("ws://h:1", Duration::from_millis(1830)));
+        assert_eq!(Advice::read("{}"), None);
     }
 
     #[test]

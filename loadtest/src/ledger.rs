@@ -83,6 +83,22 @@ impl SequenceSet {
         self.ranges.iter().map(|range| range.1 - range.0).sum::<u64>() - self.forgotten
     }
 
+    pub(crate) fn contains(&self, sequence: u64) -> bool {
+        let at = self.ranges.partition_point(|range| range.1 <= sequence);
+        self.ranges.get(at).is_some_and(|range| range.0 <= sequence)
+    }
+
+    /// The highest sequence inserted.
+    pub(crate) fn newest(&self) -> Option<u64> {
+        self.ranges.last().map(|range| range.1 - 1)
+    }
+
+    /// How many are in `self` and not in `other`.
+    fn missing_from(&self, other: &Self, end: u64) -> u64 {
+        let in_either = end - self.missing_from_both(other, end).min(end);
+        in_either.saturating_sub(other.len())
+    }
+
     /// How many of `0..end` are in neither `self` nor `other`.
     fn missing_from_both(&self, other: &Self, end: u64) -> u64 {
         if other.ranges.is_empty() {
@@ -112,8 +128,11 @@ pub(crate) struct Stream {
     refused: SequenceSet,
     /// Sequences the server confirmed to the sender.
     accepted: SequenceSet,
+    /// Sequences that were sent again after later ones: their place in the order is given up.
+    displaced: SequenceSet,
     duplicated: u64,
     reordered: u64,
+    arrived_displaced: u64,
 }
 
 impl Stream {
@@ -132,6 +151,7 @@ impl Stream {
         let insert = self.received.insert(sequence);
         match insert {
             Insert::Newest => {}
+            Insert::Behind if self.displaced.contains(sequence) => self.arrived_displaced += 1,
             Insert::Behind => self.reordered += 1,
             Insert::Repeat => self.duplicated += 1,
         }
@@ -148,6 +168,32 @@ impl Stream {
         (sequence < self.sent).then(|| self.refused.insert(sequence))
     }
 
+    /// `sequence` is sent again after later ones that the server may have accepted before it.
+    pub(crate) fn displace(&mut self, sequence: u64) {
+        if sequence < self.sent {
+            self.displaced.insert(sequence);
+        }
+    }
+
+    /// The highest sequence the server confirmed.
+    pub(crate) fn newest_accepted(&self) -> Option<u64> {
+        self.accepted.newest()
+    }
+
+    /// The highest sequence that arrived.
+    pub(crate) fn newest_received(&self) -> Option<u64> {
+        self.received.newest()
+    }
+
+    pub(crate) fn is_accepted(&self, sequence: u64) -> bool {
+        self.accepted.contains(sequence)
+    }
+
+    /// How many messages were confirmed and are not here.
+    pub(crate) fn owed(&self) -> u64 {
+        self.accepted.missing_from(&self.received, self.sent)
+    }
+
     /// How many messages are neither here nor refused.
     pub(crate) fn outstanding(&self) -> u64 {
         self.received.missing_from_both(&self.refused, self.sent)
@@ -158,13 +204,17 @@ impl Stream {
         self.accepted.missing_from_both(&self.refused, self.sent)
     }
 
-    /// Adds this stream to the account of the run, in which what is still outstanding is lost.
-    pub(crate) fn close_into(&self, ledger: &mut Ledger, acks: Acks) {
+    /// Adds this stream to the account of the run, in which what is still due under `promise` is lost.
+    pub(crate) fn close_into(&self, ledger: &mut Ledger, acks: Acks, promise: Promise) {
         ledger.sent += self.sent;
         ledger.received += self.received.len();
-        ledger.lost += self.outstanding();
+        ledger.lost += match promise {
+            Promise::Sent => self.outstanding(),
+            Promise::Accepted => self.owed(),
+        };
         ledger.duplicated += self.duplicated;
         ledger.reordered += self.reordered;
+        ledger.displaced += self.arrived_displaced;
         ledger.refused += self.refused.len();
         if acks == Acks::Requested {
             ledger.accepted += self.accepted.len();
@@ -180,18 +230,29 @@ pub(crate) enum Acks {
     None,
 }
 
+/// Which messages the server owes to their recipient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Promise {
+    /// All that were sent and not refused: nothing happens on the way that could excuse a loss.
+    Sent,
+    /// Those which the server confirmed to their sender.
+    Accepted,
+}
+
 /// The account of a run: sums over all its streams.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ledger {
     pub(crate) sent: u64,
     /// Distinct messages that arrived.
     pub(crate) received: u64,
-    /// Sent, not refused, and never arrived.
+    /// Sent, not refused, and never arrived; where connections break, confirmed and never arrived.
     pub(crate) lost: u64,
     /// Arrivals of a message that had arrived before.
     pub(crate) duplicated: u64,
     /// Arrivals of a message after a later one of its stream.
     pub(crate) reordered: u64,
+    /// Arrivals after a later one of messages that had been sent again after it: no fault of the server.
+    pub(crate) displaced: u64,
     /// Arrivals that failed their checksum or were never sent.
     pub(crate) corrupt: u64,
     /// Arrivals at a client they were not sent to.
@@ -212,6 +273,7 @@ impl Ledger {
         self.lost += other.lost;
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;
+        self.displaced += other.displaced;
         self.corrupt += other.corrupt;
         self.misdelivered += other.misdelivered;
         self.refused += other.refused;
@@ -234,6 +296,7 @@ mod tests {
         Receive(u64),
         Refuse(u64),
         Accept(u64),
+        Displace(u64),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -242,6 +305,7 @@ mod tests {
             3 => (0..60u64).prop_map(Step::Receive),
             1 => (0..60u64).prop_map(Step::Refuse),
             1 => (0..60u64).prop_map(Step::Accept),
+            1 => (0..60u64).prop_map(Step::Displace),
         ];
         proptest::collection::vec(step, 0..200)
     }
@@ -251,8 +315,9 @@ mod tests {
         #[test]
         fn a_stream_agrees_with_remembering_everything(steps in steps()) {
             let mut stream = Stream::default();
-            let (mut sent, mut duplicated, mut reordered) = (0u64, 0u64, 0u64);
+            let (mut sent, mut duplicated, mut reordered, mut late) = (0u64, 0u64, 0u64, 0u64);
             let (mut received, mut refused, mut accepted) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+            let mut displaced = BTreeSet::new();
             for step in steps {
                 match step {
                     Step::Send => {
@@ -267,7 +332,7 @@ mod tests {
                             if !received.insert(sequence) {
                                 duplicated += 1;
                             } else if behind {
-                                reordered += 1;
+                                *if displaced.contains(&sequence) { &mut late } else { &mut reordered } += 1;
                             }
                         }
                     }
@@ -281,23 +346,35 @@ mod tests {
                             accepted.insert(sequence);
                         }
                     }
+                    Step::Displace(sequence) => {
+                        stream.displace(sequence);
+                        if sequence < sent {
+                            displaced.insert(sequence);
+                        }
+                    }
                 }
             }
             let owed = |by: &BTreeSet<u64>| (0..sent).filter(|s| !by.contains(s) && !refused.contains(s)).count() as u64;
             let mut ledger = Ledger::default();
-            stream.close_into(&mut ledger, Acks::Requested);
-            prop_assert_eq!(ledger, Ledger {
+            stream.close_into(&mut ledger, Acks::Requested, Promise::Sent);
+            prop_assert_eq!(&ledger, &Ledger {
                 sent,
                 received: received.len() as u64,
                 lost: owed(&received),
                 duplicated,
                 reordered,
+                displaced: late,
                 corrupt: 0,
                 misdelivered: 0,
                 refused: refused.len() as u64,
                 accepted: accepted.len() as u64,
                 unconfirmed: owed(&accepted),
             });
+            let mut of_accepted = Ledger::default();
+            stream.close_into(&mut of_accepted, Acks::Requested, Promise::Accepted);
+            prop_assert_eq!(of_accepted, Ledger { lost: accepted.difference(&received).count() as u64, ..ledger });
+            prop_assert_eq!(stream.newest_received(), received.last().copied());
+            prop_assert_eq!(stream.newest_accepted(), accepted.last().copied());
         }
     }
 

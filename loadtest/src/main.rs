@@ -4,10 +4,13 @@
 //! share of the virtual clients, and what they count is added up (`tally.rs`), judged (`targets.rs`) and reported.
 
 mod args;
+mod capacity;
 mod client;
 mod clock;
 mod config;
 mod envelope;
+mod fault;
+mod journeys;
 mod ledger;
 mod payload;
 mod preflight;
@@ -22,6 +25,7 @@ mod schedule;
 mod tally;
 mod targets;
 mod ticker;
+mod timeline;
 mod worker;
 
 use std::{process::ExitCode, sync::Arc};
@@ -31,7 +35,7 @@ use clap::Parser as _;
 use mimalloc::MiMalloc;
 
 use crate::{
-    args::Args,
+    args::{Args, Scenario},
     config::Config,
     progress::Onlooker,
     report::{Report, html, json, text},
@@ -79,14 +83,11 @@ fn load(args: Args) -> Result<Option<Config>> {
 /// Runs, reports, and returns the exit code.
 fn run(config: &Arc<Config>) -> Result<u8> {
     preflight::prepare(config)?;
-    let mut onlooker = Onlooker::new(config)?;
-    let tally = if config.processes == 1 {
-        run::run_process(config, 0, &mut onlooker)?
+    let report = if config.scenario == Scenario::Capacity {
+        capacity::search(config, |at| run_once(at, Place::Apart))?
     } else {
-        processes::run_processes(config, &mut onlooker)?
+        run_once(config, if config.processes == 1 { Place::Here } else { Place::Apart })?.0
     };
-    let usage = onlooker.finish();
-    let report = Report::new(config, tally, usage);
     if let Some(path) = &config.json {
         json::write(&report, path)?;
     }
@@ -100,4 +101,26 @@ fn run(config: &Arc<Config>) -> Result<u8> {
         (false, false) => print!("{}", text::text(&report)),
     }
     Ok(report.exit_code())
+}
+
+/// Where the workers of a run live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In this process. Only once: their runtimes are never dropped.
+    Here,
+    /// In processes of their own.
+    Apart,
+}
+
+/// One whole run: its report, and whether it was interrupted.
+fn run_once(config: &Arc<Config>, place: Place) -> Result<(Report, bool)> {
+    let mut onlooker = Onlooker::new(config)?;
+    let mut tally = match place {
+        Place::Here => run::run_process(config, 0, &mut onlooker)?,
+        Place::Apart => processes::run_processes(config, &mut onlooker)?,
+    };
+    let is_interrupted = run::Observer::is_interrupted(&onlooker);
+    let (usage, faults) = onlooker.finish();
+    tally.faults.extend(faults.failures);
+    Ok((Report::new(config, tally, usage, &faults.made), is_interrupted))
 }

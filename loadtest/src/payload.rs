@@ -76,6 +76,12 @@ impl Random {
         finalize(self.0)
     }
 
+    /// A number below `limit`, or 0 where that is 0.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        let product = u128::from(self.next_u64()) * u128::from(limit);
+        u64::try_from(product >> 64).expect("below the limit")
+    }
+
     /// The mask key of one frame.
     pub(crate) fn mask_key(&mut self) -> [u8; 4] {
         let bytes = self.next_u64().to_le_bytes();

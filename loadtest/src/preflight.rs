@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     args::Scenario,
-    config::{AfterHandshake, Config},
+    config::{AfterHandshake, Config, Unrest},
 };
 
 /// Descriptors beside the connections: standard streams, rings, timers, files.
@@ -19,6 +19,8 @@ const DESCRIPTORS_SPARE: u64 = 64;
 /// socket.
 const HOT_CONNECTION_BYTES: u64 = 24 * 1024;
 const COLD_CONNECTION_BYTES: u64 = 6 * 1024;
+/// What a roaming client remembers: names of received messages, and messages that are not confirmed.
+const REMEMBERED_BYTES: u64 = 24 * 1024;
 
 /// What this machine allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +43,7 @@ struct Needs {
     descriptors_per_process: u64,
     descriptors: u64,
     sockets: u64,
+    descriptors_per_socket: u64,
     memory_bytes: u64,
 }
 
@@ -55,6 +58,9 @@ pub(crate) fn prepare(config: &Config) -> Result<()> {
     for source in &config.sources {
         UdpSocket::bind((*source, 0))
             .with_context(|| format!("{source} is no address of this machine: see --source-addresses"))?;
+    }
+    for fault in &config.faults {
+        fault.check().with_context(|| format!("--fault '{fault}': cannot signal this process"))?;
     }
     let raised = Rlimit { current: Some(limits.descriptors), maximum: Some(limits.descriptors) };
     let current = getrlimit(Resource::Nofile).current;
@@ -104,28 +110,42 @@ impl Needs {
             (Scenario::Storm, AfterHandshake::Close) => opening * u64::from(config.processes),
             _ => u64::from(config.connections),
         };
-        let per_process = held.div_ceil(u64::from(config.processes)) + opening + DESCRIPTORS_SPARE;
+        // A roaming client can cut its connection by a second descriptor. One that leaves has, for a moment, the
+        // connection it leaves as well.
+        let descriptors_per_socket = match (config.is_roaming(), config.unrest) {
+            (false, _) => 1,
+            (true, Unrest::None) => 2,
+            (true, Unrest::Cuts { .. } | Unrest::Hops { .. }) => 4,
+        };
+        let held_descriptors = held.div_ceil(u64::from(config.processes)) * descriptors_per_socket;
+        let per_process = held_descriptors + opening + DESCRIPTORS_SPARE;
         let connection_bytes = match config.scenario {
-            Scenario::Echo | Scenario::P2p => HOT_CONNECTION_BYTES + 4 * u64::from(config.payload_bytes),
+            Scenario::Resume | Scenario::Churn => {
+                2 * (HOT_CONNECTION_BYTES + 4 * u64::from(config.payload_bytes)) + REMEMBERED_BYTES
+            }
+            Scenario::Echo | Scenario::P2p | Scenario::Capacity => {
+                HOT_CONNECTION_BYTES + 4 * u64::from(config.payload_bytes)
+            }
             Scenario::Idle | Scenario::Storm => COLD_CONNECTION_BYTES,
         };
         Self {
             descriptors_per_process: per_process,
             descriptors: per_process * u64::from(config.processes),
             sockets: held,
+            descriptors_per_socket,
             memory_bytes: held * connection_bytes,
         }
     }
 }
 
 fn check(config: &Config, needs: Needs, limits: &Limits) -> Result<()> {
-    let Needs { descriptors_per_process, descriptors, sockets, memory_bytes } = needs;
+    let Needs { descriptors_per_process, descriptors, sockets, descriptors_per_socket, memory_bytes } = needs;
     let unpinnable = config.cpus.iter().find(|cpu| !limits.cpus.contains(cpu));
     if let Some(cpu) = unpinnable {
         anyhow::bail!("--cpus {cpu}: this process may run on {:?} only", limits.cpus);
     }
-    let room =
-        limits.descriptors.saturating_sub(descriptors_per_process - sockets.div_ceil(u64::from(config.processes)));
+    let held_descriptors = sockets.div_ceil(u64::from(config.processes)) * descriptors_per_socket;
+    let room = limits.descriptors.saturating_sub(descriptors_per_process - held_descriptors) / descriptors_per_socket;
     ensure!(
         descriptors_per_process <= limits.descriptors,
         "{sockets} connections need {descriptors_per_process} open files in each of {} processes, the hard limit is {}: \
@@ -199,6 +219,8 @@ mod tests {
             ("echo --connections 10000", Limits { memory_bytes: Some(100 << 20), ..limits() }, "100 MiB are available"),
             ("echo --connections 10000", Limits { memory_bytes: None, ..limits() }, ""),
             ("echo --cpus 7", limits(), "--cpus 7"),
+            ("resume --connections 4900", limits(), ""),
+            ("resume --connections 5000", limits(), "use --processes 2"),
             ("storm", limits(), ""),
             ("storm --hold --connections 50000", limits(), "use --processes 3"),
         ] {

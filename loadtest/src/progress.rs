@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     config::Config,
+    fault::Fault,
     procfs::{self, Usage},
     report::ServerUsage,
     report::text::grouped,
@@ -32,6 +33,16 @@ pub(crate) struct Onlooker {
     duration: Duration,
     interrupted: Arc<AtomicBool>,
     server: Option<ServerWatch>,
+    /// Those still to be made, the next one last.
+    faults: Vec<Fault>,
+    made: MadeFaults,
+}
+
+/// The faults that were made during a run, and why others could not be.
+#[derive(Debug, Default)]
+pub(crate) struct MadeFaults {
+    pub(crate) made: Vec<Fault>,
+    pub(crate) failures: Vec<String>,
 }
 
 struct ServerWatch {
@@ -62,6 +73,8 @@ impl Onlooker {
             }),
             None => None,
         };
+        let mut faults = config.faults.clone();
+        faults.sort_by_key(|fault| std::cmp::Reverse(fault.at));
         let is_shown = !config.quiet && io::stderr().is_terminal();
         let bar = if is_shown { ProgressBar::new(u64::from(config.connections)) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{prefix:>10} [{bar:40}] {msg}").expect("a constant template");
@@ -75,25 +88,32 @@ impl Onlooker {
             duration: config.duration,
             interrupted,
             server,
+            faults,
+            made: MadeFaults::default(),
         })
     }
 
-    /// What the server used, as far as it could be watched.
-    pub(crate) fn finish(self) -> Option<ServerUsage> {
+    /// What the server used, as far as it could be watched, and what was done to it.
+    pub(crate) fn finish(mut self) -> (Option<ServerUsage>, MadeFaults) {
         self.bar.finish_and_clear();
-        let server = self.server?;
-        let at_open = server.at_open?;
-        let ((start, at_measure), (end, at_end)) = (server.at_measure?, server.at_end?);
-        let cpu = Duration::from_nanos(at_end.cpu.saturating_sub(at_measure.cpu));
-        // As with our own CPU: divided by the time between the two looks, which may have come late.
-        let between = end.duration_since(start).as_secs_f64().max(f64::MIN_POSITIVE);
-        Some(ServerUsage {
-            pid: server.pid,
-            cpu_cores: cpu.as_secs_f64() / between,
-            rss_before_bytes: server.before.rss_bytes,
-            rss_open_bytes: at_open.rss_bytes,
-            rss_end_bytes: at_end.rss_bytes,
-        })
+        if !self.is_interrupted() {
+            let unmade = self.faults.iter().map(|fault| format!("fault '{fault}' was not made before the end"));
+            self.made.failures.extend(unmade);
+        }
+        (self.server.take().and_then(ServerWatch::usage), self.made)
+    }
+
+    /// Makes the faults whose time has come.
+    fn strike(&mut self) {
+        let Some(since) = self.measuring_since.filter(|_| self.phase == Phase::Measuring) else {
+            return;
+        };
+        while let Some(fault) = self.faults.pop_if(|fault| fault.at <= since.elapsed()) {
+            match fault.strike() {
+                Ok(()) => self.made.made.push(fault),
+                Err(error) => self.made.failures.push(format!("fault '{fault}' could not be made: {error}")),
+            }
+        }
     }
 
     fn redraw(&mut self, snapshot: Snapshot) {
@@ -129,6 +149,23 @@ impl Onlooker {
     }
 }
 
+impl ServerWatch {
+    fn usage(self) -> Option<ServerUsage> {
+        let at_open = self.at_open?;
+        let ((start, at_measure), (end, at_end)) = (self.at_measure?, self.at_end?);
+        let cpu = Duration::from_nanos(at_end.cpu.saturating_sub(at_measure.cpu));
+        // As with our own CPU: divided by the time between the two looks, which may have come late.
+        let between = end.duration_since(start).as_secs_f64().max(f64::MIN_POSITIVE);
+        Some(ServerUsage {
+            pid: self.pid,
+            cpu_cores: cpu.as_secs_f64() / between,
+            rss_before_bytes: self.before.rss_bytes,
+            rss_open_bytes: at_open.rss_bytes,
+            rss_end_bytes: at_end.rss_bytes,
+        })
+    }
+}
+
 impl Observer for Onlooker {
     fn ready(&mut self) -> io::Result<()> {
         if let Some(server) = &mut self.server {
@@ -154,6 +191,7 @@ impl Observer for Onlooker {
                 }
             }
         }
+        self.strike();
         self.redraw(snapshot);
     }
 

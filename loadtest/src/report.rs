@@ -12,11 +12,14 @@ use self::environment::Environment;
 
 use crate::{
     args::Scenario,
+    capacity::Capacity,
     clock::Nanos,
     config::{Config, Load},
+    fault::{Aftermath, Fault, aftermaths},
+    journeys::Journeys,
     recorder::{Latency, Measures},
     tally::{Causes, Tally},
-    targets::{Judged, Pacing, Quantiles, Verdict, approximate, judge},
+    targets::{Delivery, Judged, Pacing, Quantiles, Verdict, approximate, judge},
 };
 
 const NANOS_PER_MICRO: f64 = 1000.0;
@@ -60,6 +63,7 @@ pub(crate) struct Report {
     pub(crate) lost: u64,
     pub(crate) duplicated: u64,
     pub(crate) reordered: u64,
+    pub(crate) displaced: u64,
     pub(crate) corrupt: u64,
     pub(crate) misdelivered: u64,
     pub(crate) refused: u64,
@@ -73,6 +77,13 @@ pub(crate) struct Report {
     pub(crate) handshake_us: LatencyReport,
     pub(crate) late_sends: u64,
     pub(crate) missed_slots: u64,
+    /// Welcomes by the name of the node.
+    pub(crate) nodes: Causes,
+    pub(crate) pairs: Option<PairsReport>,
+    pub(crate) roaming: Option<RoamingReport>,
+    pub(crate) faults: Vec<FaultReport>,
+    /// Of a search; the other figures are those of the run at the highest rate that held.
+    pub(crate) capacity: Option<Capacity>,
     pub(crate) errors: Causes,
     pub(crate) void_reasons: Vec<String>,
     pub(crate) failures: Vec<String>,
@@ -82,6 +93,52 @@ pub(crate) struct Report {
     pub(crate) environment: Environment,
     #[serde(skip)]
     pub(crate) measures: Measures,
+    /// Messages overdue in each tenth of a second since the start, the drain included.
+    #[serde(skip)]
+    pub(crate) overdue: Vec<u64>,
+}
+
+/// Pairs of clients at the end of the run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct PairsReport {
+    pub(crate) total: u64,
+    /// Pairs whose clients were on two nodes, by what the nodes call themselves.
+    pub(crate) crossing: u64,
+}
+
+/// What became of connections, where clients outlive them.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RoamingReport {
+    pub(crate) returns: u64,
+    pub(crate) cuts: u64,
+    pub(crate) goodbyes: u64,
+    pub(crate) moves: u64,
+    pub(crate) advised: u64,
+    /// Connections that ended without our doing, and were opened again, by cause.
+    pub(crate) breaks: Causes,
+    /// Attempts to connect that failed and were followed by another, by cause.
+    pub(crate) retries: Causes,
+    /// Returns to a `recovered:false`.
+    pub(crate) unrecovered: u64,
+    pub(crate) resent: u64,
+    pub(crate) repeats_dropped: u64,
+    /// Messages that arrived while sender and recipient were on two nodes.
+    pub(crate) across: u64,
+    pub(crate) silent_clients: u64,
+    pub(crate) return_us: LatencyReport,
+    pub(crate) catch_up_us: LatencyReport,
+}
+
+/// One fault, and what the time after it showed.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct FaultReport {
+    pub(crate) at_s: f64,
+    pub(crate) action: &'static str,
+    pub(crate) pid: i32,
+    /// Until no message was overdue any more; `null` if some were at the next fault or the end.
+    pub(crate) recovery_s: Option<f64>,
+    pub(crate) lost: u64,
+    pub(crate) repeats_dropped: u64,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -134,14 +191,18 @@ pub(crate) struct ServerReport {
 
 impl Report {
     /// Judges the run and puts everything that was counted in order.
-    pub(crate) fn new(config: &Config, tally: Tally, server: Option<ServerUsage>) -> Self {
+    pub(crate) fn new(config: &Config, tally: Tally, server: Option<ServerUsage>, faults: &[Fault]) -> Self {
         let figures = Figures::new(config, &tally);
-        let judged = figures.judged(config, &tally);
+        let aftermaths = aftermaths(faults, &tally.journeys.timeline, config.warm_up);
+        let judged = figures.judged(config, &tally, &aftermaths);
         let Verdict { outcome, void_reasons, failures } = judge(&judged, &config.targets);
         let generator = GeneratorReport::new(config, &tally, &figures);
         let server = server.map(|usage| ServerReport::new(usage, &tally, &figures));
         let (failed, errors) = (tally.failed(), errors(&tally));
-        let Tally { ledger, measures, opened, .. } = tally;
+        let roaming = config.is_roaming().then(|| RoamingReport::new(&tally.journeys, &judged));
+        let pairs = PairsReport { total: tally.pairs.total, crossing: tally.pairs.crossing };
+        let overdue = tally.journeys.timeline.overdue();
+        let Tally { ledger, measures, opened, nodes, .. } = tally;
         let latency = latency_report(&judged.messages);
         let (intended, depth, pacing) = match config.load {
             Load::Open { per_second } => (Some(per_second), None, "open"),
@@ -167,9 +228,15 @@ impl Report {
             lost: ledger.lost,
             duplicated: ledger.duplicated,
             reordered: ledger.reordered,
+            displaced: ledger.displaced,
             corrupt: ledger.corrupt,
             misdelivered: ledger.misdelivered,
             refused: ledger.refused,
+            nodes,
+            pairs: config.scenario.has_pairs().then_some(pairs),
+            roaming,
+            faults: aftermaths.iter().map(FaultReport::new).collect(),
+            capacity: None,
             accepted: config.sender_acks.then_some(ledger.accepted),
             unconfirmed: config.sender_acks.then_some(ledger.unconfirmed),
             rate: RateReport { intended, achieved: figures.rate },
@@ -192,6 +259,7 @@ impl Report {
             server,
             environment: Environment::read(),
             measures,
+            overdue,
         }
     }
 
@@ -227,9 +295,17 @@ impl Figures {
         }
     }
 
-    fn judged(&self, config: &Config, tally: &Tally) -> Judged {
-        let measures = &tally.measures;
+    fn judged(&self, config: &Config, tally: &Tally, aftermaths: &[Aftermath]) -> Judged {
+        let (measures, journeys) = (&tally.measures, &tally.journeys);
         Judged {
+            returns: quantiles(&journeys.to_welcome),
+            catch_ups: quantiles(&journeys.to_caught_up),
+            recoveries: aftermaths.iter().map(|after| after.recovery).collect(),
+            repeats: journeys.repeats,
+            unrecovered: journeys.unrecovered,
+            breaks: journeys.breaks.values().sum(),
+            crossing: tally.pairs.crossing,
+            delivery: if config.is_roaming() { Delivery::Once } else { Delivery::AtLeastOnce },
             messages: quantiles(&measures.latency),
             acks: quantiles(&measures.ack_latency),
             handshakes: quantiles(&measures.handshake),
@@ -245,6 +321,40 @@ impl Figures {
             cpu_share: self.cpu_share,
             pacing: config.load.pacing(),
             faults: tally.faults.clone(),
+        }
+    }
+}
+
+impl RoamingReport {
+    fn new(journeys: &Journeys, judged: &Judged) -> Self {
+        Self {
+            returns: journeys.returns,
+            cuts: journeys.cuts,
+            goodbyes: journeys.goodbyes,
+            moves: journeys.moves,
+            advised: journeys.advised,
+            breaks: journeys.breaks.clone(),
+            retries: journeys.retries.clone(),
+            unrecovered: journeys.unrecovered,
+            resent: journeys.resent,
+            repeats_dropped: journeys.repeats,
+            across: journeys.across,
+            silent_clients: journeys.silent,
+            return_us: latency_report(&judged.returns),
+            catch_up_us: latency_report(&judged.catch_ups),
+        }
+    }
+}
+
+impl FaultReport {
+    fn new(after: &Aftermath) -> Self {
+        Self {
+            at_s: after.fault.at.as_secs_f64(),
+            action: after.fault.action.name(),
+            pid: after.fault.pid(),
+            recovery_s: after.recovery.map(|recovery| recovery.as_secs_f64()),
+            lost: after.lost,
+            repeats_dropped: after.repeats,
         }
     }
 }

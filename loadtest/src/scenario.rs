@@ -3,6 +3,7 @@
 mod echo;
 mod idle;
 mod p2p;
+mod roaming;
 mod storm;
 mod talk;
 
@@ -15,6 +16,8 @@ use std::{
     time::Duration,
 };
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::{
     args::Scenario,
     client::{
@@ -24,7 +27,7 @@ use crate::{
     clock::Nanos,
     payload::{ClientIndex, Random, RunId},
     recorder::{Recorder, Window},
-    tally::{Tally, count},
+    tally::{Pairs, Tally, count},
     worker::Context,
 };
 
@@ -40,10 +43,22 @@ const GOODBYE_MAX: Duration = Duration::from_secs(1);
 pub(crate) async fn run(context: Context) -> io::Result<Tally> {
     match context.config.scenario {
         Scenario::Echo => echo::run(&context).await,
-        Scenario::P2p => p2p::run(&context).await,
+        Scenario::P2p | Scenario::Capacity if !context.config.is_roaming() => p2p::run(&context).await,
+        Scenario::P2p | Scenario::Capacity | Scenario::Resume | Scenario::Churn => roaming::run(&context).await,
         Scenario::Idle => idle::run(&context).await,
         Scenario::Storm => storm::run(&context).await,
     }
+}
+
+/// Which node, without its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct NodeHash(u64);
+
+/// The pairs of a worker whose clients are on these nodes, each beside its partner.
+fn pairs_on(nodes: &[Option<NodeHash>]) -> Pairs {
+    let whole = nodes.chunks_exact(2).filter_map(|pair| Some((pair[0]?, pair[1]?)));
+    let crossing = whole.filter(|(one, other)| one != other).count();
+    Pairs { total: nodes.len() as u64 / 2, crossing: crossing as u64 }
 }
 
 /// What all connections of a worker write into.
@@ -73,6 +88,12 @@ impl Desk {
     fn open_window(&self, window: Window) {
         self.recorder.borrow_mut().open(window);
         self.sends_until.set(window.end);
+    }
+
+    /// A client was welcomed by the node of this name.
+    fn note_node(&self, name: &str) -> NodeHash {
+        count(&mut self.tally.borrow_mut().nodes, name);
+        NodeHash(xxh3_64(name.as_bytes()))
     }
 
     /// The run ends now if it has not already.
@@ -106,6 +127,7 @@ fn opener(context: &Context, greeting: Greeting, leaving: Leaving) -> Rc<Opener>
     let config = &context.config;
     Rc::new(Opener::new(
         config.servers.clone(),
+        config.placement,
         config.sources.clone(),
         greeting,
         leaving,
@@ -143,7 +165,7 @@ async fn open_clients(
     desk: &Rc<Desk>,
     greeting: Greeting,
     query: Query,
-    each: impl Fn(u32, Link) + 'static,
+    each: impl Fn(u32, Link, Option<NodeHash>) + 'static,
 ) -> io::Result<()> {
     let opener = opener(context, greeting, Leaving::Gracefully);
     let started = context.clock.now();
@@ -156,7 +178,8 @@ async fn open_clients(
                 desk.recorder.borrow_mut().record_handshake(new.handshake);
                 desk.tally.borrow_mut().opened += 1;
                 progress.opened.fetch_add(1, Relaxed);
-                each(index, opener.link(new));
+                let node = new.welcome.as_ref().map(|welcome| desk.note_node(&welcome.node_id));
+                each(index, opener.link(new), node);
                 ControlFlow::Continue(())
             }
             Err(error) => {

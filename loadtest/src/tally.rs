@@ -4,16 +4,28 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{clock::Nanos, ledger::Ledger, recorder::Measures};
+use crate::{clock::Nanos, journeys::Journeys, ledger::Ledger, recorder::Measures};
 
 /// Causes and how often each occurred.
 pub(crate) type Causes = BTreeMap<String, u64>;
+
+/// Pairs of clients at the end of the run, and how many of them were on two nodes, by what the nodes call themselves.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pairs {
+    pub(crate) total: u64,
+    pub(crate) crossing: u64,
+}
 
 /// Everything one worker counted; also the sum of several.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Tally {
     pub(crate) ledger: Ledger,
     pub(crate) measures: Measures,
+    /// What became of connections that were left, cut or broken.
+    pub(crate) journeys: Journeys,
+    /// Welcomes by the name of the node.
+    pub(crate) nodes: Causes,
+    pub(crate) pairs: Pairs,
     /// Connections opened.
     pub(crate) opened: u64,
     /// Connections that could not be opened, by cause.
@@ -41,10 +53,14 @@ impl Tally {
     pub(crate) fn add(&mut self, other: Self) {
         self.ledger.add(&other.ledger);
         self.measures.add(&other.measures);
+        self.journeys.add(&other.journeys);
+        add_causes(&mut self.nodes, &other.nodes);
+        self.pairs.total += other.pairs.total;
+        self.pairs.crossing += other.pairs.crossing;
         self.opened += other.opened;
-        add_causes(&mut self.open_failures, other.open_failures);
-        add_causes(&mut self.endings, other.endings);
-        add_causes(&mut self.error_replies, other.error_replies);
+        add_causes(&mut self.open_failures, &other.open_failures);
+        add_causes(&mut self.endings, &other.endings);
+        add_causes(&mut self.error_replies, &other.error_replies);
         self.opening = self.opening.max(other.opening);
         self.opened_in_window += other.opened_in_window;
         self.cpu_cores += other.cpu_cores;
@@ -69,8 +85,9 @@ pub(crate) fn count(causes: &mut Causes, cause: &str) {
     }
 }
 
-fn add_causes(causes: &mut Causes, others: Causes) {
+/// Adds what another worker counted.
+pub(crate) fn add_causes(causes: &mut Causes, others: &Causes) {
     for (cause, count) in others {
-        *causes.entry(cause).or_default() += count;
+        *causes.entry(cause.clone()).or_default() += count;
     }
 }

@@ -20,6 +20,8 @@ const CPU_SHARE_MAX: f64 = 0.90;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quantity {
     Latency(Source, Statistic),
+    /// The slowest recovery from a fault.
+    Recovery,
     Count(Count),
     Rate(RateOf),
 }
@@ -29,6 +31,8 @@ enum Source {
     Messages,
     Acks,
     Handshakes,
+    Returns,
+    CatchUps,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +55,12 @@ enum Count {
     Unconfirmed,
     Failed,
     Received,
+    Accepted,
+    Displaced,
+    Repeats,
+    Unrecovered,
+    Breaks,
+    Crossing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +82,13 @@ const QUANTITIES: &[(&str, Quantity)] = &[
     ("handshake-p50", Quantity::Latency(Source::Handshakes, Statistic::P50)),
     ("handshake-p99", Quantity::Latency(Source::Handshakes, Statistic::P99)),
     ("handshake-max", Quantity::Latency(Source::Handshakes, Statistic::Max)),
+    ("return-p50", Quantity::Latency(Source::Returns, Statistic::P50)),
+    ("return-p99", Quantity::Latency(Source::Returns, Statistic::P99)),
+    ("return-max", Quantity::Latency(Source::Returns, Statistic::Max)),
+    ("catch-up-p50", Quantity::Latency(Source::CatchUps, Statistic::P50)),
+    ("catch-up-p99", Quantity::Latency(Source::CatchUps, Statistic::P99)),
+    ("catch-up-max", Quantity::Latency(Source::CatchUps, Statistic::Max)),
+    ("recovery", Quantity::Recovery),
     ("lost", Quantity::Count(Count::Lost)),
     ("duplicated", Quantity::Count(Count::Duplicated)),
     ("reordered", Quantity::Count(Count::Reordered)),
@@ -81,6 +98,12 @@ const QUANTITIES: &[(&str, Quantity)] = &[
     ("unconfirmed", Quantity::Count(Count::Unconfirmed)),
     ("failed", Quantity::Count(Count::Failed)),
     ("received", Quantity::Count(Count::Received)),
+    ("accepted", Quantity::Count(Count::Accepted)),
+    ("displaced", Quantity::Count(Count::Displaced)),
+    ("repeats", Quantity::Count(Count::Repeats)),
+    ("unrecovered", Quantity::Count(Count::Unrecovered)),
+    ("breaks", Quantity::Count(Count::Breaks)),
+    ("crossing", Quantity::Count(Count::Crossing)),
     ("rate", Quantity::Rate(RateOf::Messages)),
     ("connects", Quantity::Rate(RateOf::Connects)),
 ];
@@ -156,7 +179,7 @@ impl FromStr for Target {
             .ok_or_else(|| TargetError::NoRelation(text.to_owned()))?;
         let value = rest[operator.len()..].trim();
         let bound = match quantity {
-            Quantity::Latency(..) => {
+            Quantity::Latency(..) | Quantity::Recovery => {
                 let span: Span =
                     value.parse().map_err(|cause| TargetError::BadSpan { name: name.to_owned(), cause })?;
                 approximate(nanos(Duration::from(span)))
@@ -206,6 +229,18 @@ pub(crate) struct Judged {
     pub(crate) messages: Quantiles,
     pub(crate) acks: Quantiles,
     pub(crate) handshakes: Quantiles,
+    /// From the end of a connection to the next welcome.
+    pub(crate) returns: Quantiles,
+    /// From the end of a connection until nothing was missed any more.
+    pub(crate) catch_ups: Quantiles,
+    /// How long each fault took to recover from; `None` is for ever.
+    pub(crate) recoveries: Vec<Option<Duration>>,
+    pub(crate) repeats: u64,
+    pub(crate) unrecovered: u64,
+    pub(crate) breaks: u64,
+    /// Pairs of clients on two nodes.
+    pub(crate) crossing: u64,
+    pub(crate) delivery: Delivery,
     pub(crate) ledger: crate::ledger::Ledger,
     pub(crate) opened: u64,
     /// Connections that could not be opened, or ended before the run did.
@@ -223,6 +258,16 @@ pub(crate) struct Judged {
     pub(crate) pacing: Pacing,
     /// Faults of the generator itself: a worker or process that died.
     pub(crate) faults: Vec<String>,
+}
+
+/// What recipients do with a message that comes again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// They count it: at-least-once delivery allows it.
+    #[default]
+    AtLeastOnce,
+    /// They drop it by its name. One that comes through all the same has another name, or came very late.
+    Once,
 }
 
 /// Whether messages leave by the clock or in answer to others.
@@ -321,8 +366,18 @@ fn ledger_failures(judged: &Judged) -> Vec<String> {
         ("corrupt", ledger.corrupt),
         ("misdelivered", ledger.misdelivered),
     ];
-    let broken = must_be_zero.iter().filter(|(_, count)| *count > 0);
-    broken.map(|(name, count)| format!("ledger: {count} {name}")).collect()
+    let duplicated = match judged.delivery {
+        Delivery::AtLeastOnce => 0,
+        Delivery::Once => ledger.duplicated,
+    };
+    let must_be_zero = must_be_zero.into_iter().chain([("duplicated", duplicated)]);
+    let broken = must_be_zero.filter(|(_, count)| *count > 0);
+    let mut failures: Vec<_> = broken.map(|(name, count)| format!("ledger: {count} {name}")).collect();
+    if judged.delivery == Delivery::Once && ledger.sent > 0 && ledger.accepted == 0 {
+        // Only accepted messages can be lost: a server that accepts none would look flawless.
+        failures.push(format!("ledger: none of {} messages was confirmed", ledger.sent));
+    }
+    failures
 }
 
 impl Target {
@@ -335,7 +390,8 @@ impl Target {
             return None;
         }
         let shown = match self.quantity {
-            Quantity::Latency(..) => micros(measured / 1000.0),
+            Quantity::Recovery if measured.is_infinite() => "none before the end or the next fault".to_owned(),
+            Quantity::Latency(..) | Quantity::Recovery => micros(measured / 1000.0),
             Quantity::Count(_) => format!("{measured:.0}"),
             Quantity::Rate(_) => format!("{measured:.1}/s"),
         };
@@ -353,6 +409,8 @@ impl Quantity {
                     Source::Messages => judged.messages,
                     Source::Acks => judged.acks,
                     Source::Handshakes => judged.handshakes,
+                    Source::Returns => judged.returns,
+                    Source::CatchUps => judged.catch_ups,
                 };
                 (quantiles.count > 0).then_some(approximate(match statistic {
                     Statistic::P50 => quantiles.p50,
@@ -361,6 +419,13 @@ impl Quantity {
                     Statistic::P999 => quantiles.p999,
                     Statistic::Max => quantiles.max,
                 }))
+            }
+            Self::Recovery => {
+                let recoveries = judged.recoveries.iter().map(|recovery| match recovery {
+                    Some(recovery) => approximate(nanos(*recovery)),
+                    None => f64::INFINITY,
+                });
+                recoveries.reduce(f64::max)
             }
             Self::Count(count) => Some(approximate(match count {
                 Count::Lost => ledger.lost,
@@ -372,6 +437,12 @@ impl Quantity {
                 Count::Unconfirmed => ledger.unconfirmed,
                 Count::Received => ledger.received,
                 Count::Failed => judged.failed,
+                Count::Accepted => ledger.accepted,
+                Count::Displaced => ledger.displaced,
+                Count::Repeats => judged.repeats,
+                Count::Unrecovered => judged.unrecovered,
+                Count::Breaks => judged.breaks,
+                Count::Crossing => judged.crossing,
             })),
             Self::Rate(RateOf::Messages) => Some(judged.rate),
             Self::Rate(RateOf::Connects) => Some(judged.connects_per_second),
@@ -460,6 +531,29 @@ mod tests {
         repeated.ledger.duplicated = 1;
         assert_eq!(outcome(&repeated, &[]), (Outcome::Pass, 0), "at-least-once allows repeats");
         assert_eq!(outcome(&repeated, &["duplicated=0"]), (Outcome::Fail, 1));
+    }
+
+    #[test]
+    fn where_clients_drop_repeats_one_that_comes_through_fails_the_run() {
+        let mut once = judged();
+        once.delivery = Delivery::Once;
+        assert_eq!(outcome(&once, &[]), (Outcome::Fail, 1), "nothing was accepted");
+        once.ledger.accepted = 1000;
+        assert_eq!(outcome(&once, &[]), (Outcome::Pass, 0));
+        once.ledger.duplicated = 1;
+        assert_eq!(outcome(&once, &[]), (Outcome::Fail, 1));
+    }
+
+    #[test]
+    fn the_slowest_recovery_is_judged() {
+        let mut faulty = judged();
+        assert_eq!(outcome(&faulty, &["recovery<10s"]).0, Outcome::Fail, "there was no fault");
+        faulty.recoveries = vec![Some(Duration::from_secs(2)), Some(Duration::from_millis(9900))];
+        assert_eq!(outcome(&faulty, &["recovery<10s"]).0, Outcome::Pass);
+        assert_eq!(outcome(&faulty, &["recovery<9s"]).0, Outcome::Fail);
+        faulty.recoveries.push(None);
+        assert_eq!(outcome(&faulty, &["recovery<10h"]).0, Outcome::Fail);
+        assert_eq!(outcome(&faulty, &["recovery>10s"]).0, Outcome::Pass);
     }
 
     #[test]

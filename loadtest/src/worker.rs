@@ -18,7 +18,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use rustix::thread::CpuSet;
 
 use crate::{
-    args::{DriverChoice, Scenario},
+    args::DriverChoice,
     clock::{Clock, Nanos, nanos},
     config::Config,
     recorder::Window,
@@ -104,7 +104,7 @@ pub(crate) struct Context {
 impl Context {
     /// The virtual clients that are this worker's: an even share, in pairs where clients talk to each other.
     pub(crate) fn clients(&self) -> Range<u32> {
-        let unit = if self.config.scenario == Scenario::P2p { 2 } else { 1 };
+        let unit = if self.config.scenario.has_pairs() { 2 } else { 1 };
         let units = u64::from(self.config.connections / unit);
         let workers = u64::from(self.config.workers());
         let bound = |worker: u32| u32::try_from(units * u64::from(worker) / workers).expect("no more than all") * unit;

@@ -10,7 +10,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use sonic_rs::{JsonValueTrait as _, Value};
+use sonic_rs::{JsonContainerTrait as _, JsonValueTrait as _, Value};
 use toy::{Fault, serve};
 
 fn run(line: &str, server: SocketAddr) -> Output {
@@ -176,6 +176,29 @@ fn several_processes_add_up_to_one_run() {
     assert_eq!((count(&report, "opened"), count(&report, "sent")), (12, 600), "{report}");
     assert_eq!(count(&report, "accepted"), 600);
     assert!(report["latency_us"]["count"].as_u64().unwrap() > 500, "{report}");
+}
+
+#[test]
+fn the_highest_rate_that_holds_is_found() {
+    // A target that a rate of 900/s and more misses, whatever the server does.
+    let line = "capacity --connections 4 --rate 200 --duration 300ms --warm-up 0s --target rate<900 --quiet";
+    let (code, report) = (0..5)
+        .map(|_| report(line, Fault::None))
+        .find(|(_, report)| report["capacity"]["limited_by"].as_str() == Some("server"))
+        .expect("the generator did not fall short five times running");
+    assert_eq!((code, report["scenario"].as_str()), (0, Some("capacity")), "{report}");
+    let rate = report["capacity"]["rate"].as_f64().unwrap();
+    assert!((800.0..=900.0).contains(&rate), "{report}");
+    assert_eq!(report["rate"]["intended"].as_f64(), Some(rate), "the figures are of that run: {report}");
+    let steps = report["capacity"]["steps"].as_array().unwrap();
+    assert!(steps.len() >= 6 && steps.iter().any(|step| step["verdict"].as_str() == Some("fail")), "{report}");
+}
+
+#[test]
+fn a_server_that_holds_no_rate_fails_the_search() {
+    let line = "capacity --connections 4 --rate 4 --duration 100ms --warm-up 0s --drain 100ms --quiet --target rate<0";
+    let (code, report) = report(line, Fault::None);
+    assert!(code != 0 && report["capacity"]["rate"].is_null(), "{report}");
 }
 
 #[test]

@@ -26,8 +26,8 @@ use websocket::{
 use super::{ENVELOPE_BYTES_MAX, Link, socket::set_bind_address_no_port};
 use crate::{
     clock::{Clock, Nanos, nanos},
-    config::Server,
-    envelope,
+    config::{Placement, Server},
+    envelope::Welcome,
     payload::Random,
     worker::Driver,
 };
@@ -46,6 +46,8 @@ pub(crate) enum OpenError {
     /// The server answered with another status than 101.
     Refused {
         status: u16,
+        /// How long to stay away, where the server says so.
+        retry_after: Option<Duration>,
     },
     Handshake(ResponseError),
     /// The connection did not begin with the welcome of the client protocol.
@@ -58,7 +60,7 @@ impl fmt::Display for OpenError {
             Self::Local(kind) => write!(f, "no local socket: {kind}"),
             Self::Connect(kind) => write!(f, "connect: {kind}"),
             Self::TimedOut => f.write_str("connect: timed out"),
-            Self::Refused { status } => write!(f, "refused: {status}"),
+            Self::Refused { status, .. } => write!(f, "refused: {status}"),
             Self::Handshake(error) => write!(f, "handshake: {error}"),
             Self::NoWelcome => f.write_str("no welcome message"),
         }
@@ -86,6 +88,7 @@ pub(crate) enum Leaving {
 /// How to open the connections of a worker.
 pub(crate) struct Opener {
     pub(crate) servers: Vec<Server>,
+    pub(crate) placement: Placement,
     /// Empty: the system chooses.
     pub(crate) sources: Vec<IpAddr>,
     pub(crate) greeting: Greeting,
@@ -113,12 +116,17 @@ pub(crate) struct Opened {
     surplus: Vec<u8>,
     /// From the start of connecting to the server's 101.
     pub(crate) handshake: Nanos,
+    /// Where one was awaited.
+    pub(crate) welcome: Option<Welcome>,
+    /// A second handle to the connection, by which it can be cut whatever it is doing.
+    pub(crate) handle: Rc<StdStream>,
 }
 
 impl Opener {
     #[expect(clippy::too_many_arguments, reason = "one caller, every part named")]
     pub(crate) fn new(
         servers: Vec<Server>,
+        placement: Placement,
         sources: Vec<IpAddr>,
         greeting: Greeting,
         leaving: Leaving,
@@ -131,6 +139,7 @@ impl Opener {
         assert!(!servers.is_empty());
         Self {
             servers,
+            placement,
             sources,
             greeting,
             leaving,
@@ -146,8 +155,12 @@ impl Opener {
 
     /// Opens connection `index` of the run; `query` follows the server's path.
     pub(crate) async fn open(&self, index: u32, query: &str) -> Result<Opened, OpenError> {
+        self.open_to(&self.servers[self.placement.server_of(index, self.servers.len())], index, query).await
+    }
+
+    /// Opens a connection of client `index` to `server`.
+    pub(crate) async fn open_to(&self, server: &Server, index: u32, query: &str) -> Result<Opened, OpenError> {
         let started = self.clock.now();
-        let server = &self.servers[index as usize % self.servers.len()];
         let stream = self.socket(index, server.addr)?;
         let handle = Rc::new(stream.try_clone().map_err(|error| OpenError::Local(error.kind()))?);
         let ticket = self.next_ticket.replace(self.next_ticket.get() + 1);
@@ -198,7 +211,7 @@ impl Opener {
     async fn shake_hands(
         &self,
         stream: StdStream,
-        handle: &StdStream,
+        handle: &Rc<StdStream>,
         server: &Server,
         query: &str,
         started: Nanos,
@@ -224,8 +237,8 @@ impl Opener {
                 Ok(Some(consumed)) => break consumed,
                 Ok(None) if response.len() < RESPONSE_BYTES_MAX => {}
                 Ok(None) => return Err(OpenError::Handshake(ResponseError::Malformed)),
-                Err(ResponseError::Refused { status, .. }) => {
-                    return Err(OpenError::Refused { status });
+                Err(ResponseError::Refused { status, retry_after }) => {
+                    return Err(OpenError::Refused { status, retry_after });
                 }
                 Err(error) => return Err(OpenError::Handshake(error)),
             }
@@ -233,10 +246,11 @@ impl Opener {
         let handshake = self.clock.now() - started;
         response.drain(..consumed);
         let mut surplus = response;
-        if self.greeting == Greeting::Welcome {
-            self.await_welcome(&mut stream, &mut surplus).await?;
-        }
-        Ok(Opened { stream, surplus, handshake })
+        let welcome = match self.greeting {
+            Greeting::Welcome => Some(self.await_welcome(&mut stream, &mut surplus).await?),
+            Greeting::None => None,
+        };
+        Ok(Opened { stream, surplus, handshake, welcome, handle: Rc::clone(handle) })
     }
 
     /// What can be talked over.
@@ -246,16 +260,17 @@ impl Opener {
     }
 
     /// Takes the welcome off the front of `surplus`, reading more as needed. It fits in one frame.
-    async fn await_welcome(&self, stream: &mut TcpStream, surplus: &mut Vec<u8>) -> Result<(), OpenError> {
+    async fn await_welcome(&self, stream: &mut TcpStream, surplus: &mut Vec<u8>) -> Result<Welcome, OpenError> {
         loop {
             // A fresh decoder over all the bytes so far: the frame is short and nearly always whole at once.
             let mut decoder = Decoder::new(Role::Client, ENVELOPE_BYTES_MAX);
             let first = decoder.decode(surplus).map_err(|_| OpenError::NoWelcome)?;
             let consumed = first.consumed;
             match first.event {
-                Some(Event::Text(text)) if envelope::is_welcome(text) => {
+                Some(Event::Text(text)) => {
+                    let welcome = Welcome::read(text).ok_or(OpenError::NoWelcome)?;
                     surplus.drain(..consumed);
-                    return Ok(());
+                    return Ok(welcome);
                 }
                 Some(_) => return Err(OpenError::NoWelcome),
                 None if consumed > ENVELOPE_BYTES_MAX => return Err(OpenError::NoWelcome),

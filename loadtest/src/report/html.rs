@@ -5,19 +5,23 @@ use std::{fmt, fmt::Write as _, fs, path::Path};
 use anyhow::{Context as _, Result};
 
 use super::{
-    LatencyReport, Report,
+    FaultReport, LatencyReport, Report, RoamingReport,
     plot::{Axis, Band, Line, legend, plot},
-    text::{grouped, grouped_float, micros},
+    text::{capacity_sentence, grouped, grouped_float, micros},
 };
 use crate::{
+    capacity::Step,
     recorder::{Latency, Series},
     targets::{Outcome, approximate},
+    timeline,
 };
 
 const STYLE: &str = include_str!("style.css");
 /// Points of a latency curve; between them it is a straight line on the page.
 const CURVE_POINTS: u32 = 160;
 const NANOS_PER_SECOND: f64 = 1e9;
+/// Points of the line of overdue messages.
+const BACKLOG_POINTS_MAX: usize = 600;
 
 /// Writes the page to `path`.
 ///
@@ -51,7 +55,11 @@ fn write_page(html: &mut String, report: &Report) -> fmt::Result {
     write_figures(html, report)?;
     write_latency(html, report)?;
     write_throughput(html, report)?;
+    write_backlog(html, report);
+    write_capacity(html, report)?;
+    write_faults(html, report)?;
     write_ledger(html, report)?;
+    write_roaming(html, report)?;
     write_errors(html, report)?;
     write_setting(html, report)?;
     html.push_str("</main></body></html>\n");
@@ -184,6 +192,10 @@ fn write_latency(html: &mut String, report: &Report) -> fmt::Result {
         row("to the sender's ack", acks)?;
     }
     row("handshake", &report.handshake_us)?;
+    if let Some(roaming) = &report.roaming {
+        row("from a connection's end to the next welcome", &roaming.return_us)?;
+        row("from a connection's end to nothing missed", &roaming.catch_up_us)?;
+    }
     html.push_str("</tbody></table></div></section>");
     Ok(())
 }
@@ -232,13 +244,119 @@ fn write_throughput(html: &mut String, report: &Report) -> fmt::Result {
     let highest = lines.iter().flat_map(|line| &line.points).map(|point| point.1).fold(0.0, f64::max);
     let x = Axis::exact("seconds since the start", span_s, |value| format!("{}", (value * 100.0).round() / 100.0));
     let y = Axis::linear("", highest * 1.05, short_count);
-    let warm_up = Band { from: 0.0, to: report.warm_up_s, label: "warm-up" };
-    let bands = if report.warm_up_s > 0.0 { std::slice::from_ref(&warm_up) } else { &[] };
+    let bands = bands(report, span_s);
     let title = if report.sent > 0 { "Messages per second" } else { "Connections opened per second" };
     write!(html, "<section><h2>{title}</h2>")?;
     html.push_str(&legend(&lines));
-    html.push_str(&plot(title, &x, &y, bands, &lines));
+    html.push_str(&plot(title, &x, &y, &bands, &lines));
     html.push_str("</section>");
+    Ok(())
+}
+
+/// The warm-up, and from each fault to its recovery.
+fn bands(report: &Report, span_s: f64) -> Vec<Band> {
+    let warm_up = Band { from: 0.0, to: report.warm_up_s, label: "warm-up" };
+    let fault = |fault: &FaultReport| {
+        let from = report.warm_up_s + fault.at_s;
+        let to = fault.recovery_s.map_or(span_s, |recovery_s| from + recovery_s);
+        Band { from, to: to.min(span_s), label: fault.action }
+    };
+    let all = std::iter::once(warm_up).chain(report.faults.iter().map(fault));
+    all.filter(|band| band.to > band.from).collect()
+}
+
+/// Messages overdue over time, if there ever were any.
+fn write_backlog(html: &mut String, report: &Report) {
+    let Some(last) = report.overdue.iter().rposition(|count| *count > 0) else {
+        return;
+    };
+    let bucket_s = approximate(timeline::BUCKET_NANOS) / NANOS_PER_SECOND;
+    let span_s = (report.warm_up_s + report.duration_s).max(approximate(last as u64 + 2) * bucket_s);
+    let shown = &report.overdue[..report.overdue.len().min(whole_buckets(span_s, bucket_s))];
+    // The highest of several buckets, where there are more than the page can show.
+    let step = shown.len().div_ceil(BACKLOG_POINTS_MAX).max(1);
+    let points = shown.chunks(step).enumerate().map(|(index, counts)| {
+        let at = (approximate((index * step) as u64) + 0.5) * bucket_s;
+        (at, approximate(counts.iter().copied().max().unwrap_or(0)))
+    });
+    let line = Line { name: "not delivered a second after they were due", class: "first", points: points.collect() };
+    let highest = line.points.iter().map(|point| point.1).fold(0.0, f64::max);
+    let x = Axis::exact("seconds since the start", span_s, |value| format!("{}", (value * 100.0).round() / 100.0));
+    let y = Axis::linear("", highest * 1.05, short_count);
+    html.push_str("<section><h2>Messages overdue</h2>");
+    html.push_str(&legend(std::slice::from_ref(&line)));
+    html.push_str(&plot("Messages overdue", &x, &y, &bands(report, span_s), &[line]));
+    html.push_str("</section>");
+}
+
+/// Every rate that was tried.
+fn write_capacity(html: &mut String, report: &Report) -> fmt::Result {
+    let Some(capacity) = &report.capacity else {
+        return Ok(());
+    };
+    write!(html, "<section><h2>Rates</h2><p class=\"quiet\">{}</p>", escaped(&capacity_sentence(capacity)))?;
+    html.push_str("<div class=\"wide\"><table class=\"ledger\"><tbody>");
+    for Step { rate, verdict, p99_us, reasons } in &capacity.steps {
+        let class = if *verdict == Outcome::Pass { "" } else { "bad" };
+        let (rate, p99, reasons) = (grouped_float(*rate), micros(*p99_us), escaped(&reasons.join("; ")));
+        write!(html, "<tr class=\"{class}\"><th>{rate}/s</th><td>p99 {p99}</td><td>{reasons}</td></tr>")?;
+    }
+    html.push_str("</tbody></table></div></section>");
+    Ok(())
+}
+
+fn write_faults(html: &mut String, report: &Report) -> fmt::Result {
+    if report.faults.is_empty() {
+        return Ok(());
+    }
+    html.push_str(
+        "<section><h2>Faults</h2><div class=\"wide\"><table><thead><tr><th></th><th>at</th><th>recovery</th>\
+         <th>lost</th><th>repeats dropped</th></tr></thead><tbody>",
+    );
+    for FaultReport { at_s, action, pid, recovery_s, lost, repeats_dropped } in &report.faults {
+        let recovery = recovery_s.map_or("none".to_owned(), |seconds| format!("{seconds:.1} s"));
+        let class = if *lost > 0 || recovery_s.is_none() { "bad" } else { "" };
+        write!(
+            html,
+            "<tr class=\"{class}\"><th>{action} {pid}</th><td>{at_s:.1} s</td><td>{recovery}</td><td>{}</td><td>{}</td></tr>",
+            grouped(*lost),
+            grouped(*repeats_dropped)
+        )?;
+    }
+    html.push_str(
+        "</tbody></table></div><p class=\"quiet\">Recovery: from the fault until no message was overdue any more, \
+         up to the next kill, stop or term.</p></section>",
+    );
+    Ok(())
+}
+
+/// What became of connections, where clients outlive them.
+fn write_roaming(html: &mut String, report: &Report) -> fmt::Result {
+    let Some(roaming) = &report.roaming else {
+        return Ok(());
+    };
+    html.push_str("<section><h2>Returns</h2><div class=\"wide\"><table class=\"ledger\"><tbody>");
+    let RoamingReport { returns, cuts, goodbyes, moves, advised, unrecovered, resent, repeats_dropped, .. } = roaming;
+    for (name, count, meaning) in [
+        ("returns", returns, "welcomes after a client's first"),
+        ("cuts", cuts, "connections we broke without a word"),
+        ("goodbyes", goodbyes, "connections we closed, to return later"),
+        ("moves", moves, "second connection opened before the first was closed"),
+        ("advised", advised, "moves that a server asked for"),
+        ("unrecovered", unrecovered, "the server could not vouch for the client's position"),
+        ("sent again", resent, "messages not confirmed on an earlier connection, or refused for now"),
+        ("repeats", repeats_dropped, "recognised by their name and dropped by the client"),
+        ("across", &roaming.across, "messages that arrived while their sender was on another node"),
+        ("silent", &roaming.silent_clients, "clients that acknowledged nothing for seconds at a time"),
+    ] {
+        write!(html, "<tr><th>{name}</th><td>{}</td><td>{meaning}</td></tr>", grouped(*count))?;
+    }
+    for (kind, causes) in [("break", &roaming.breaks), ("retry", &roaming.retries)] {
+        for (cause, count) in causes {
+            write!(html, "<tr><th>{kind}</th><td>{}</td><td>{}</td></tr>", grouped(*count), escaped(cause))?;
+        }
+    }
+    html.push_str("</tbody></table></div></section>");
     Ok(())
 }
 
@@ -262,7 +380,11 @@ fn write_ledger(html: &mut String, report: &Report) -> fmt::Result {
     }
     html.push_str("<section><h2>Ledger</h2><div class=\"wide\"><table class=\"ledger\"><tbody>");
     let faults = [
-        ("lost", report.lost, "sent, not refused, never arrived"),
+        (
+            "lost",
+            report.lost,
+            if report.roaming.is_some() { "confirmed, never arrived" } else { "sent, not refused, never arrived" },
+        ),
         ("reordered", report.reordered, "arrived after a later one of the same sender"),
         ("corrupt", report.corrupt, "arrived with another content"),
         ("misdelivered", report.misdelivered, "arrived at another client"),
@@ -275,7 +397,13 @@ fn write_ledger(html: &mut String, report: &Report) -> fmt::Result {
     for (name, count, meaning) in faults {
         row(name, count, meaning, if count > 0 { "bad" } else { "" })?;
     }
-    row("duplicated", report.duplicated, "arrived again; at-least-once delivery allows it", "")?;
+    if report.roaming.is_some() {
+        let class = if report.duplicated > 0 { "bad" } else { "" };
+        row("duplicated", report.duplicated, "arrived again, and was not recognised as a repeat", class)?;
+        row("displaced", report.displaced, "arrived after a later one, having been sent again after it", "")?;
+    } else {
+        row("duplicated", report.duplicated, "arrived again; at-least-once delivery allows it", "")?;
+    }
     row("refused", report.refused, "answered by the server with an error", "")?;
     if let (Some(accepted), Some(unconfirmed)) = (report.accepted, report.unconfirmed) {
         row("accepted", accepted, "confirmed by the server to the sender", "")?;
@@ -311,6 +439,9 @@ fn write_setting(html: &mut String, report: &Report) -> fmt::Result {
     let mut item = |name: &str, value: &str| write!(html, "<dt>{name}</dt><dd>{}</dd>", escaped(value));
     let (generator, environment) = (&report.generator, &report.environment);
     item("server", &report.urls.join(", "))?;
+    if let Some(pairs) = report.pairs {
+        item("pairs", &format!("{}, {} across two nodes", grouped(pairs.total), grouped(pairs.crossing)))?;
+    }
     if report.payload_bytes > 0 {
         item("message", &format!("{} bytes", grouped(u64::from(report.payload_bytes))))?;
     }

@@ -2,8 +2,11 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{LatencyReport, Report};
-use crate::targets::{Outcome, approximate};
+use super::{FaultReport, LatencyReport, Report, RoamingReport};
+use crate::{
+    capacity::{Capacity, LimitedBy},
+    targets::{Outcome, approximate},
+};
 
 /// The whole report as text, ending in a newline.
 pub(crate) fn text(report: &Report) -> String {
@@ -54,9 +57,21 @@ fn write(report: &Report, text: &mut String) -> fmt::Result {
         }
         write_ledger(report, text)?;
     }
+    if let Some(pairs) = report.pairs.filter(|_| report.nodes.len() > 1) {
+        writeln!(text, "  pairs         {}, {} across two nodes", grouped(pairs.total), grouped(pairs.crossing))?;
+    }
+    if let Some(roaming) = &report.roaming {
+        write_roaming(roaming, text)?;
+    }
+    for fault in &report.faults {
+        writeln!(text, "  fault         {}", fault_sentence(fault))?;
+    }
     write_usage(report, text)?;
     for (cause, count) in &report.errors {
         writeln!(text, "  error         {} × {cause}", grouped(*count))?;
+    }
+    if let Some(capacity) = &report.capacity {
+        writeln!(text, "  capacity      {}", capacity_sentence(capacity))?;
     }
     let verdict = match report.verdict {
         Outcome::Pass => "PASS",
@@ -102,6 +117,9 @@ fn write_ledger(report: &Report, text: &mut String) -> fmt::Result {
     if let (Some(accepted), Some(unconfirmed)) = (report.accepted, report.unconfirmed) {
         writeln!(text, "  confirmed     {}, {} unconfirmed", grouped(accepted), grouped(unconfirmed))?;
     }
+    if report.displaced > 0 {
+        writeln!(text, "  displaced     {} sent again after later ones", grouped(report.displaced))?;
+    }
     if report.late_sends > 0 || report.missed_slots > 0 {
         writeln!(
             text,
@@ -111,6 +129,59 @@ fn write_ledger(report: &Report, text: &mut String) -> fmt::Result {
         )?;
     }
     Ok(())
+}
+
+fn write_roaming(roaming: &RoamingReport, text: &mut String) -> fmt::Result {
+    let RoamingReport { returns, cuts, goodbyes, moves, unrecovered, resent, repeats_dropped, .. } = roaming;
+    writeln!(
+        text,
+        "  returns       {}, after {} cuts, {} goodbyes and {} moves; {} not recovered",
+        grouped(*returns),
+        grouped(*cuts),
+        grouped(*goodbyes),
+        grouped(*moves),
+        grouped(*unrecovered)
+    )?;
+    writeln!(
+        text,
+        "  repeats       {} messages sent again, {} dropped by their recipients",
+        grouped(*resent),
+        grouped(*repeats_dropped)
+    )?;
+    write_latency(text, "to welcome", &roaming.return_us)?;
+    write_latency(text, "to caught up", &roaming.catch_up_us)?;
+    for (cause, count) in &roaming.breaks {
+        writeln!(text, "  break         {} × {cause}", grouped(*count))?;
+    }
+    for (cause, count) in &roaming.retries {
+        writeln!(text, "  retry         {} × {cause}", grouped(*count))?;
+    }
+    Ok(())
+}
+
+/// What a search found, and what that is worth.
+pub(crate) fn capacity_sentence(capacity: &Capacity) -> String {
+    let Some(rate) = capacity.rate else {
+        return "no rate held; the figures are of the last one tried".to_owned();
+    };
+    let rate = grouped_float(rate);
+    match capacity.limited_by {
+        LimitedBy::Server => format!("{rate}/s held, less than 10 % more did not"),
+        LimitedBy::Generator => format!("at least {rate}/s: beyond that the generator fell short, not the server"),
+        LimitedBy::Search => format!("at least {rate}/s: the search ended before a rate failed"),
+    }
+}
+
+/// What there is to say about a fault.
+pub(crate) fn fault_sentence(fault: &FaultReport) -> String {
+    let FaultReport { at_s, action, pid, recovery_s, lost, repeats_dropped } = fault;
+    let recovery = match recovery_s {
+        Some(0.0) => "no message was a second late".to_owned(),
+        Some(seconds) => format!("recovered after {seconds:.1} s"),
+        None => "not recovered before the end or the next fault".to_owned(),
+    };
+    let (lost, repeats) = (grouped(*lost), grouped(*repeats_dropped));
+    format!("{action} {pid} at {at_s:.1} s: {recovery}, {lost} lost, {repeats} repeats dropped")
 }
 
 fn write_usage(report: &Report, text: &mut String) -> fmt::Result {

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     client::{Message, Outbox, open::Greeting},
     clock::Nanos,
-    ledger::{Acks, Stream},
+    ledger::{Acks, Promise, Stream},
     payload::EchoStamp,
     tally::Tally,
     targets::Pacing,
@@ -24,7 +24,7 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let answering = answering(&context.config);
     let each = {
         let (desk, seats, clock, pacing) = (Rc::clone(&desk), Rc::clone(&seats), context.clock, config.load.pacing());
-        move |index, link| {
+        move |index, link, _| {
             let client = EchoClient::new(Rc::clone(&desk), Rc::clone(&stamp), index, pacing);
             seats.borrow_mut().push(seat(clock, answering, &desk, link, client));
         }
@@ -38,7 +38,7 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     talk(context, &desk, &seats, window, outstanding).await?;
     let mut tally = desk.finish();
     for seat in &seats {
-        seat.caller.borrow().stream.close_into(&mut tally.ledger, Acks::None);
+        seat.caller.borrow().stream.close_into(&mut tally.ledger, Acks::None, Promise::Sent);
     }
     Ok(tally)
 }

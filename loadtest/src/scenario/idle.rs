@@ -19,7 +19,7 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let greeting = if is_session(context) { Greeting::Welcome } else { Greeting::None };
     let each = {
         let (desk, senders, clock) = (Rc::clone(&desk), Rc::clone(&senders), context.clock);
-        move |_, link: Link| {
+        move |_, link: Link, _| {
             senders.borrow_mut().push(Rc::clone(&link.sender));
             hold(&desk, link, &pool, clock);
         }

@@ -5,14 +5,14 @@
 use std::{cell::RefCell, io, io::Write as _, rc::Rc};
 
 use super::{
-    Desk, connect_query, open_clients,
+    Desk, NodeHash, connect_query, open_clients, pairs_on,
     talk::{Caller, Departure, Departures, Seat, answering, seat, talk},
 };
 use crate::{
     client::{Message, Outbox, open::Greeting},
     clock::Nanos,
     envelope::{self, Incoming, Unescaped},
-    ledger::{Acks, Insert, Stream},
+    ledger::{Acks, Insert, Promise, Stream},
     payload::{ClientIndex, MessageTemplate, RunId, Stamp, sequence_of},
     tally::{Tally, count},
     targets::Pacing,
@@ -29,7 +29,8 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let answering = answering(&context.config);
     let each = {
         let (desk, exchange, seats, clock) = (Rc::clone(&desk), Rc::clone(&exchange), Rc::clone(&seats), context.clock);
-        move |index, link| {
+        move |index, link, node| {
+            exchange.note_node(ClientIndex(index), node);
             let client = PeerClient::new(Rc::clone(&exchange), ClientIndex(index));
             seats.borrow_mut().push(seat(clock, answering, &desk, link, client));
         }
@@ -41,8 +42,9 @@ pub(super) async fn run(context: &Context) -> io::Result<Tally> {
     let seats = seats.take();
     talk(context, &desk, &seats, window, || exchange.outstanding()).await?;
     let mut tally = desk.finish();
+    tally.pairs = pairs_on(&exchange.nodes.borrow());
     for stream in exchange.streams.borrow().iter() {
-        stream.close_into(&mut tally.ledger, exchange.sender_acks);
+        stream.close_into(&mut tally.ledger, exchange.sender_acks, Promise::Sent);
     }
     Ok(tally)
 }
@@ -58,6 +60,8 @@ struct Exchange {
     template: RefCell<MessageTemplate>,
     /// By sender, from `first` on; each has one recipient.
     streams: RefCell<Vec<Stream>>,
+    /// Which node each of them is on.
+    nodes: RefCell<Vec<Option<NodeHash>>>,
     first: ClientIndex,
     pacing: Pacing,
     sender_acks: Acks,
@@ -75,6 +79,7 @@ impl Exchange {
             desk: Rc::clone(desk),
             template: RefCell::new(MessageTemplate::new(config.payload_bytes as usize, run, config.seed)),
             streams: RefCell::new(context.clients().map(|_| Stream::default()).collect()),
+            nodes: RefCell::new(context.clients().map(|_| None).collect()),
             first: ClientIndex(context.clients().start),
             pacing: config.load.pacing(),
             sender_acks: acks(config.sender_acks),
@@ -86,6 +91,11 @@ impl Exchange {
     fn with_stream<T>(&self, sender: ClientIndex, entry: impl FnOnce(&mut Stream) -> T) -> Option<T> {
         let index = usize::try_from(sender.0.checked_sub(self.first.0)?).ok()?;
         self.streams.borrow_mut().get_mut(index).map(entry)
+    }
+
+    fn note_node(&self, client: ClientIndex, node: Option<NodeHash>) {
+        let index = (client.0 - self.first.0) as usize;
+        self.nodes.borrow_mut()[index] = node;
     }
 
     /// Messages, and confirmations where they were asked for, that are still to come.

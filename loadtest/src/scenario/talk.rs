@@ -199,6 +199,11 @@ impl Departures {
         self.times.push_back(Some(departure));
     }
 
+    /// What was not answered, oldest first, with its sequence.
+    pub(super) fn left(&self) -> impl Iterator<Item = (u64, Departure)> + '_ {
+        (self.first..).zip(&self.times).filter_map(|(sequence, departure)| Some((sequence, (*departure)?)))
+    }
+
     /// Message `sequence` was answered: when it left, unless that is forgotten or was asked before.
     pub(super) fn take(&mut self, sequence: u64) -> Option<Departure> {
         let index = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
@@ -237,6 +242,7 @@ mod tests {
             assert_eq!(found.map(|departure| departure.due), expected.then_some(sequence), "{sequence}");
         }
         assert!(departures.times.is_empty());
+        assert_eq!(departures.left().count(), 0);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! A server to test the load generator against: one thread per connection, and faults on demand.
 //!
-//! Speaks just enough of the client protocol to relay messages between the clients of one process.
+//! Speaks just enough of the client protocol to relay messages between the clients of one process, and to give a client
+//! that returns what it has missed.
 #![allow(clippy::unwrap_used, reason = "part of a test")]
+#![allow(dead_code, reason = "each test program has its own faults")]
 
 use std::{
     collections::HashMap,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -41,20 +43,73 @@ pub enum Fault {
     Silent,
     /// Upgrades but never says welcome.
     NoWelcome,
+    /// Delivers a message again under another name.
+    Rename,
+    /// Delivers what it never confirms.
+    Unconfirmed,
+    /// Keeps nothing for who is away, and says so when they return.
+    Forget,
+    /// Advises the sender to move, to where it is already.
+    Advise,
+    /// Closes the sender's connection with this code, and the reason `toy;delay=50`.
+    Close(u16),
 }
 
 const FAULT_EVERY: u64 = 100;
 
 struct Shared {
     fault: Fault,
-    clients: Mutex<HashMap<String, Arc<Mutex<TcpStream>>>>,
+    name: String,
+    clients: Mutex<HashMap<String, Arc<Mutex<Client>>>>,
     messages: AtomicU64,
     offsets: AtomicU64,
+}
+
+/// A client that was here at least once.
+#[derive(Default)]
+struct Client {
+    stream: Option<TcpStream>,
+    /// All that was ever sent to it.
+    history: Vec<(u64, String)>,
+}
+
+impl Client {
+    fn deliver(&mut self, offset: u64, text: String, shared: &Shared) {
+        self.say(&text);
+        if self.stream.is_some() || shared.fault != Fault::Forget {
+            self.history.push((offset, text));
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        let mut out = Vec::new();
+        encode_frame(&mut out, Opcode::Text, text.as_bytes());
+        if let Some(stream) = &mut self.stream
+            && stream.write_all(&out).is_err()
+        {
+            self.stream = None;
+        }
+    }
+
+    fn close(&mut self, code: u16, reason: &str) {
+        let (mut payload, mut out) = (code.to_be_bytes().to_vec(), Vec::new());
+        payload.extend_from_slice(reason.as_bytes());
+        encode_frame(&mut out, Opcode::Close, &payload);
+        if let Some(mut stream) = self.stream.take() {
+            // It may have gone by itself.
+            let _ = stream.write_all(&out);
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Shared {
     fn is_faulty(&self, fault: Fault) -> bool {
         self.fault == fault && self.messages.load(Relaxed).is_multiple_of(FAULT_EVERY)
+    }
+
+    fn client(&self, id: &str) -> Arc<Mutex<Client>> {
+        Arc::clone(self.clients.lock().unwrap().entry(id.to_owned()).or_default())
     }
 }
 
@@ -62,8 +117,13 @@ impl Shared {
 pub fn serve(fault: Fault) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    let shared =
-        Arc::new(Shared { fault, clients: Mutex::default(), messages: AtomicU64::new(0), offsets: AtomicU64::new(0) });
+    let shared = Arc::new(Shared {
+        fault,
+        name: format!("toy-{}", addr.port()),
+        clients: Mutex::default(),
+        messages: AtomicU64::new(0),
+        offsets: AtomicU64::new(1),
+    });
     thread::spawn(move || {
         for stream in listener.incoming() {
             let shared = Arc::clone(&shared);
@@ -102,7 +162,8 @@ fn serve_connection(mut stream: TcpStream, shared: &Shared) -> Option<()> {
     }
     let query: HashMap<String, String> =
         query_pairs(&query).flatten().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
-    relay(stream, shared, query.get("clientId")?, query.contains_key("acks"))
+    let resume_offset = query.get("resumeOffset").and_then(|offset| offset.parse().ok());
+    relay(stream, shared, query.get("clientId")?, query.contains_key("acks"), resume_offset)
 }
 
 fn echo(mut stream: TcpStream, shared: &Shared) -> Option<()> {
@@ -149,17 +210,20 @@ fn echo(mut stream: TcpStream, shared: &Shared) -> Option<()> {
     }
 }
 
-fn relay(mut stream: TcpStream, shared: &Shared, client: &str, acks: bool) -> Option<()> {
-    let writer = Arc::new(Mutex::new(stream.try_clone().ok()?));
-    shared.clients.lock().unwrap().insert(client.to_owned(), Arc::clone(&writer));
-    if shared.fault != Fault::NoWelcome {
-        say(&writer, r#"{"type":"welcome","nodeId":"toy","recovered":true,"offset":0,"pingIntervalMs":20000}"#);
-    }
+fn relay(mut stream: TcpStream, shared: &Shared, id: &str, acks: bool, resume_offset: Option<u64>) -> Option<()> {
+    let client = shared.client(id);
+    welcome(&mut client.lock().unwrap(), stream.try_clone().ok()?, shared, resume_offset);
     let mut decoder = Decoder::new(Role::Server, 1 << 20);
     let mut chunk = vec![0; 64 * 1024];
     let mut held_back = None;
     loop {
-        let count = stream.read(&mut chunk).ok().filter(|count| *count > 0)?;
+        let count = stream.read(&mut chunk).ok().filter(|count| *count > 0);
+        let Some(count) = count else {
+            // Gone without a word; unless it is back already.
+            let stale = client.lock().unwrap().stream.take_if(|new| new.peer_addr().ok() == stream.peer_addr().ok());
+            drop(stale);
+            return None;
+        };
         let mut rest = &mut chunk[..count];
         while !rest.is_empty() {
             let next = decoder.decode(rest).ok()?;
@@ -168,13 +232,15 @@ fn relay(mut stream: TcpStream, shared: &Shared, client: &str, acks: bool) -> Op
                 Some(Event::Text(text)) => {
                     let message: Value = sonic_rs::from_str(text).ok()?;
                     if message["type"].as_str() == Some("message") {
-                        pass_on(shared, client, &message, acks, &writer, &mut held_back);
+                        pass_on(shared, id, &message, acks, &client, &mut held_back);
                     }
                 }
                 Some(Event::Close(_)) => {
                     let mut out = Vec::new();
                     encode_frame(&mut out, Opcode::Close, &1000u16.to_be_bytes());
-                    writer.lock().unwrap().write_all(&out).ok()?;
+                    let _ = stream.write_all(&out);
+                    let mut client = client.lock().unwrap();
+                    client.stream.take_if(|new| new.peer_addr().ok() == stream.peer_addr().ok());
                     return None;
                 }
                 _ => {}
@@ -184,51 +250,84 @@ fn relay(mut stream: TcpStream, shared: &Shared, client: &str, acks: bool) -> Op
     }
 }
 
+/// The newest login wins; it gets what came after its position, and then what is new.
+fn welcome(client: &mut Client, stream: TcpStream, shared: &Shared, resume_offset: Option<u64>) {
+    if shared.fault == Fault::NoWelcome {
+        return;
+    }
+    client.close(4001, "replaced");
+    client.stream = Some(stream);
+    let newest = shared.offsets.load(Relaxed) - 1;
+    let position = resume_offset.filter(|position| *position > 0);
+    let recovered = position.is_none() || shared.fault != Fault::Forget;
+    let offset = position.filter(|_| recovered).unwrap_or(newest);
+    let name = &shared.name;
+    client.say(&format!(
+        r#"{{"type":"welcome","nodeId":"{name}","recovered":{recovered},"offset":{offset},"pingIntervalMs":20000}}"#
+    ));
+    let missed: Vec<_> = client.history.iter().filter(|(at, _)| *at > offset).map(|(_, text)| text.clone()).collect();
+    for text in missed {
+        client.say(&text);
+    }
+}
+
 fn pass_on(
     shared: &Shared,
     from: &str,
     message: &Value,
     acks: bool,
-    sender: &Arc<Mutex<TcpStream>>,
+    sender: &Arc<Mutex<Client>>,
     held_back: &mut Option<String>,
 ) {
     shared.messages.fetch_add(1, Relaxed);
     let field = |name: &str| message[name].as_str().unwrap_or_default().to_owned();
     let (msg_id, to, mut payload) = (field("msgId"), field("toClientId"), field("payload"));
     if shared.is_faulty(Fault::Refuse) {
-        say(sender, &format!(r#"{{"type":"error","code":"overloaded","reason":"toy","msgId":"{msg_id}"}}"#));
+        let error = format!(r#"{{"type":"error","code":"overloaded","reason":"toy","msgId":"{msg_id}"}}"#);
+        sender.lock().unwrap().say(&error);
         return;
     }
     if shared.is_faulty(Fault::Corrupt) {
         payload.replace_range(0..1, "x");
     }
-    let offset = shared.offsets.fetch_add(1, Relaxed);
-    let text = format!(
-        r#"{{"type":"message","msgId":"{msg_id}","from":"{from}","toClientId":"{to}","payload":"{payload}","offset":{offset},"ts":1}}"#
-    );
-    let recipient = shared.clients.lock().unwrap().get(&to).cloned();
-    let recipient = if shared.is_faulty(Fault::Misdeliver) { Some(Arc::clone(sender)) } else { recipient };
-    if let Some(recipient) = recipient {
+    let compose = |name: &str, offset: u64| {
+        format!(
+            r#"{{"type":"message","msgId":"{name}","from":"{from}","toClientId":"{to}","payload":"{payload}","offset":{offset},"ts":1}}"#
+        )
+    };
+    let recipient = if shared.is_faulty(Fault::Misdeliver) { Arc::clone(sender) } else { shared.client(&to) };
+    {
+        let mut recipient = recipient.lock().unwrap();
+        // Given under the lock, so that a recipient's offsets rise.
+        let next_offset = || shared.offsets.fetch_add(1, Relaxed);
         if shared.is_faulty(Fault::Reorder) {
-            *held_back = Some(text);
+            *held_back = Some(compose(&msg_id, 0));
         } else if !shared.is_faulty(Fault::Lose) {
-            say(&recipient, &text);
+            let offset = next_offset();
+            recipient.deliver(offset, compose(&msg_id, offset), shared);
             if shared.is_faulty(Fault::Duplicate) {
-                say(&recipient, &text);
+                recipient.deliver(offset, compose(&msg_id, offset), shared);
+            }
+            if shared.is_faulty(Fault::Rename) {
+                let offset = next_offset();
+                recipient.deliver(offset, compose(&format!("{msg_id}-again"), offset), shared);
             }
             if let Some(text) = held_back.take() {
-                say(&recipient, &text);
+                let offset = next_offset();
+                recipient.deliver(offset, text.replace(r#""offset":0,"#, &format!(r#""offset":{offset},"#)), shared);
             }
         }
     }
-    if acks {
-        say(sender, &format!(r#"{{"type":"ack","msgId":"{msg_id}","status":"sent"}}"#));
+    let mut sender = sender.lock().unwrap();
+    if acks && shared.fault != Fault::Unconfirmed {
+        sender.say(&format!(r#"{{"type":"ack","msgId":"{msg_id}","status":"sent"}}"#));
     }
-}
-
-fn say(client: &Mutex<TcpStream>, text: &str) {
-    let mut out = Vec::new();
-    encode_frame(&mut out, Opcode::Text, text.as_bytes());
-    // A recipient that has gone is noticed by its own thread.
-    let _ = client.lock().unwrap().write_all(&out);
+    if shared.is_faulty(Fault::Advise) {
+        sender.say(r#"{"type":"reconnect","reason":"drain","nodeId":"","url":"","afterMs":20,"resumeOffset":0}"#);
+    }
+    if let Fault::Close(code) = shared.fault
+        && shared.is_faulty(shared.fault)
+    {
+        sender.close(code, "toy;delay=50");
+    }
 }
