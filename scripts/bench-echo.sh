@@ -64,7 +64,8 @@ if [[ $only != echo ]]; then
     for contender in ours "${!peers[@]}"; do
         start_contender "$contender"
         # The path tells the generator that these are bare connections, not sessions.
-        measure 1 "$contender" "idle" idle --url "$URL/ws/echo" --connections "$sessions" --duration "${seconds}s"
+        measure 1 "$contender" "idle" idle --url "$URL/ws/echo" --connections "$sessions" \
+            --duration "${IDLE_SECONDS}s"
         stop "$READY_PID"
     done
 fi

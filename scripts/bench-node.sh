@@ -15,8 +15,6 @@ while (($#)); do
 done
 
 SYSCALLS_EVENT=raw_syscalls:sys_enter
-# Long enough for the sweep to have taken every buffer from the silent sessions.
-IDLE_SECONDS=15
 
 share_round() {
     local depth scenario

@@ -12,6 +12,8 @@ seconds=3
 server_cpu=0
 client_cpu=1
 sessions=18000
+# How long connections stay silent before their memory is read: the sweep has then taken every buffer from them.
+IDLE_SECONDS=15
 
 # common_option NAME VALUE  Takes an option that both scripts know.
 common_option() {

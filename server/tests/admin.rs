@@ -273,3 +273,27 @@ fn publishers_at_once_lose_nothing() {
         publisher.join().unwrap();
     }
 }
+
+#[test]
+fn the_document_names_every_path_and_every_metric_with_its_causes() {
+    let server = Server::start(&[]);
+    // Whatever is there only once something has been refused.
+    let paths = get(server.admin, "/nothing").json()["error"]["reason"].as_str().unwrap_or_default().to_owned();
+    let document = include_str!("../../docs/admin.md");
+    let paths: Vec<&str> = paths.split([' ', ',']).filter(|word| word.starts_with('/')).collect();
+    assert!(paths.len() >= 9, "{paths:?}");
+    for path in paths {
+        assert!(document.contains(path), "{path}");
+    }
+    let page = get(server.admin, "/metrics").body;
+    let numbers: Vec<&str> = page.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(numbers.len() > 50, "{page}");
+    for number in numbers {
+        let name = number.split(['{', ' ']).next().unwrap_or_default();
+        assert!(document.contains(&format!("`{name}`")), "{name}");
+        for label in ["cause", "path"] {
+            let value = number.split_once(&format!("{label}=\"")).and_then(|(_, rest)| rest.split('"').next());
+            assert!(value.is_none_or(|value| document.contains(&format!("`{value}`"))), "{number}");
+        }
+    }
+}

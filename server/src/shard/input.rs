@@ -253,6 +253,8 @@ impl State {
                 self.check_admission(active).inspect_err(|_| active.replies.clear())?;
                 self.set_purpose(key, Purpose::Echo);
                 active.decoder = websocket::Decoder::new(websocket::Role::Server, settings.echo_bytes_max);
+                // As after a login: the task stays only if there is more to do.
+                active.must_park = true;
                 let mut rest = surplus.to_vec();
                 if let Err(reason) = self.take_echo(active, &mut rest, 0) {
                     end_with(active, reason);
