@@ -1,0 +1,4 @@
+//! The bus over Kafka.
+
+pub mod fences;
+pub mod watermark;
