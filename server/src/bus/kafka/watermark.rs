@@ -166,7 +166,7 @@ mod tests {
         check(&[50, 50], &[], true, false);
         check(&[50, 50], &[0], false, true);
         check(&[1, 1, 1, 1, 1, 1], &[1, 2, 3, 4, 5], true, false);
-        check(&[1, 1, 1, 1, 1, 1], &[0, 1, 2], false, true);
+        check(&[1, 1, 1, 1, 1, 1], &[0, 1, 2, 3], false, true);
     }
 
     #[test]
