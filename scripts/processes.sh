@@ -57,8 +57,9 @@ stop() {
     unset "STARTED_PIDS[$1]"
 }
 
+# end_all [STATUS]  For scripts with a trap of their own, which has a status to hand on.
 end_all() {
-    local status=$? pid
+    local status=${1:-$?} pid
     for pid in "${!STARTED_PIDS[@]}"; do
         kill -KILL "$pid" 2>/dev/null || true
     done

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is kept; the last line is `N passed, N failed`.
 #
-# Needs rustup (or cargo) and a C compiler, fetches the rest itself. A step that cannot run here is SKIPPED by name.
+# Needs rustup (or cargo) and a C compiler, for the tests with a real Kafka also Java 17 and Maven; fetches the rest
+# itself. A step that cannot run here is SKIPPED by name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/processes.sh
@@ -11,12 +12,17 @@ source scripts/processes.sh
 TARGET_DIR=${CARGO_TARGET_DIR:-target}
 # Exit code of rtc-loadtest when the generator itself fell short: the run says nothing about the server.
 LOADTEST_VOID=3
+# Exit code of services.sh when this machine lacks what a server needs, which it then named.
+SERVICES_UNAVAILABLE=3
 
 passed=0
 failed=0
 skipped=()
 # Whether the step under way has said itself what passed and failed.
 counted=no
+# Whether the servers are ours to end.
+services_ours=no
+trap 'status=$?; services_down; end_all "$status"' EXIT
 
 # step NAME COMMAND…  Runs the command as one step; it counts as one test unless it counts its own.
 # `set -e` does not reach into a command called in a condition: each ends at its first failure by itself.
@@ -62,6 +68,34 @@ format() {
 
 lint() {
     cargo clippy --locked --workspace --all-targets -- -D warnings
+}
+
+# Real Redis and Kafka for the tests that need them, which find them by RTC_REDIS and RTC_KAFKA.
+# What cannot be had is skipped here, and in CI failed: there a test left out is a test that does not exist.
+services() {
+    local status=0 reasons reason line
+    # What was up before stays up.
+    scripts/services.sh status >/dev/null || services_ours=yes
+    scripts/services.sh up >"$SCRATCH/services.out" 2>"$SCRATCH/services.err" || status=$?
+    cat "$SCRATCH/services.out"
+    grep -v '^SKIPPED: ' "$SCRATCH/services.err" || true
+    ((status == 0 || status == SERVICES_UNAVAILABLE)) || return 1
+    while read -r line; do
+        export "${line?}"
+    done <"$SCRATCH/services.out"
+    mapfile -t reasons < <(sed -n 's/^SKIPPED: //p' "$SCRATCH/services.err")
+    for reason in "${reasons[@]}"; do
+        if [[ ${CI:-} == true ]]; then
+            echo "failed in CI: $reason"
+        else
+            skip "$reason"
+        fi
+    done
+    [[ ${CI:-} != true ]] || ((status == 0))
+}
+
+services_down() {
+    [[ $services_ours == no ]] || scripts/services.sh down || true
 }
 
 unit_tests() {
@@ -111,6 +145,7 @@ cargo --version >/dev/null 2>&1 || rustup toolchain install stable
 
 if has_component fmt rustfmt; then step "cargo fmt" format; else skip "cargo fmt: no rustfmt component"; fi
 if has_component clippy clippy; then step "cargo clippy" lint; else skip "cargo clippy: no clippy component"; fi
+step "redis and kafka" services
 step "cargo test" unit_tests
 step "release build" build_release
 step "p2p load test, 500 msg/s" load_test
