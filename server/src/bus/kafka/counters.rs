@@ -48,7 +48,7 @@ counters! { ReaderCounters: "Counted by the thread that reads.";
     unfinished: Gauge "rtc_socket_kafka_unfinished_records" "" "Records read and not finished.",
     unfinished_bytes: Gauge "rtc_socket_kafka_unfinished_bytes" "" "Bytes of the records read and not finished.",
     waiting_mail: Gauge "rtc_socket_kafka_waiting_records" "" "Records read that wait for room in a shard's mailbox.",
-    commits: Counter "rtc_socket_kafka_commits_total" "" "Commits confirmed.",
+    commits: Counter "rtc_socket_kafka_commits_total" "" "Commits asked for.",
     commit_failures: Counter "rtc_socket_kafka_commit_failures_total" "" "Commits that failed and are tried again.",
     read_errors: Counter "rtc_socket_kafka_read_errors_total" "" "Errors while reading.",
     assignments: Counter "rtc_socket_kafka_assignments_total" "" "Times the reading of this node's topic began.",

@@ -44,12 +44,16 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the committed offsets may take to come, and how soon they are asked for again.
 const POSITION_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the last commit may take.
+/// How long the last commit may take, and how often it is looked for.
 const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
+const COMMIT_LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// The control partition is never paused for ordinary reasons, but a flood is one: so many times the bound of the others.
 const CONTROL_BOUND_FACTOR: usize = 10;
 /// The longest value that is kept among the dead letters.
 const DEAD_LETTER_BYTES_MAX: usize = 256 << 10;
+
+/// What the library calls a failed commit in its log.
+const COMMIT_FAILED: &str = "COMMITFAIL";
 
 /// Says why a dead letter is one.
 const CAUSE_HEADER: &str = "rtc-cause";
@@ -85,12 +89,15 @@ pub struct Parts {
 /// Hears the library on the thread that polls it.
 struct ReadContext {
     shared: Arc<Shared>,
-    commits: AtomicU64,
     commit_failures: AtomicU64,
 }
 
 impl ClientContext for ReadContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        // The binding has a callback for this that is never called: the library's log is the only place that tells.
+        if facility == COMMIT_FAILED {
+            self.commit_failures.fetch_add(1, Ordering::Relaxed);
+        }
         health::log_line("reader", level, facility, line);
     }
 
@@ -99,15 +106,7 @@ impl ClientContext for ReadContext {
     }
 }
 
-impl ConsumerContext for ReadContext {
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        let counter = if result.is_ok() { &self.commits } else { &self.commit_failures };
-        counter.fetch_add(1, Ordering::Relaxed);
-        if let Err(error) = result {
-            tracing::debug!(%error, "kafka commit failed");
-        }
-    }
-}
+impl ConsumerContext for ReadContext {}
 
 /// One partition that is being read.
 struct Partition {
@@ -142,7 +141,6 @@ pub struct Reader {
     // Echoes and dead letters that the producer had no room for. Nothing more is read while any wait.
     outgoing: VecDeque<Item>,
     commit_at: Instant,
-    commits_asked: u64,
     commits_failed: u64,
     // The oldest record read in the present interval.
     lag_ms: u64,
@@ -155,11 +153,7 @@ pub struct Reader {
 /// # Errors
 /// When the client library refuses its settings.
 pub fn prepare(parts: Parts) -> Result<Reader, KafkaError> {
-    let context = ReadContext {
-        shared: Arc::clone(&parts.shared),
-        commits: AtomicU64::new(0),
-        commit_failures: AtomicU64::new(0),
-    };
+    let context = ReadContext { shared: Arc::clone(&parts.shared), commit_failures: AtomicU64::new(0) };
     let settings = parts.config.consumer(&parts.node, &node_group(&parts.node));
     let mut consumer: BaseConsumer<ReadContext> = settings.create_with_context(context)?;
     let waker = parts.parker.unparker().clone();
@@ -178,7 +172,6 @@ pub fn prepare(parts: Parts) -> Result<Reader, KafkaError> {
         fences: Fences::new(shards.get()),
         outgoing: VecDeque::new(),
         commit_at: now,
-        commits_asked: 0,
         commits_failed: 0,
         lag_ms: 0,
         lag_at: now,
@@ -340,11 +333,7 @@ impl Reader {
         // Without the lease somebody else may read already, and commit further on.
         if self.parts.lease.token() == Some(token) {
             self.commit(token);
-            let deadline = Instant::now() + LAST_COMMIT_TIMEOUT;
-            while self.commits_asked > self.commits_settled() && Instant::now() < deadline {
-                // Whatever comes here is read again.
-                let _ = self.consumer.poll(NAP);
-            }
+            self.await_commit();
         }
         if let Err(error) = self.consumer.unassign() {
             tracing::debug!(%error, "kafka unassign");
@@ -354,6 +343,29 @@ impl Reader {
         self.partitions.clear();
         self.fences.clear();
         self.parts.shared.is_reader_waiting.store(false, Ordering::Relaxed);
+    }
+
+    /// Waits until what was committed is what Kafka has: nothing else tells when an asynchronous commit is done.
+    fn await_commit(&self) {
+        let deadline = Instant::now() + LAST_COMMIT_TIMEOUT;
+        while Instant::now() < deadline {
+            let mut list = TopicPartitionList::new();
+            let expected = self.partitions.iter().map(|partition| partition.committed.unwrap_or(0));
+            for (index, _) in (0..).zip(&self.partitions) {
+                list.add_partition(&self.topic, index);
+            }
+            let Ok(committed) = self.consumer.committed_offsets(list, deadline.duration_since(Instant::now())) else {
+                return;
+            };
+            let is_there = committed.elements().iter().zip(expected).all(|(element, expected)| {
+                // Where nothing was ever committed there is nothing to wait for.
+                element.offset().to_raw().and_then(|offset| u64::try_from(offset).ok()).unwrap_or(0) == expected
+            });
+            if is_there {
+                return;
+            }
+            std::thread::sleep(COMMIT_LOOK_INTERVAL);
+        }
     }
 
     /// Takes in what has come. True when there is nothing more for now, or no room for it.
@@ -368,6 +380,11 @@ impl Reader {
                 Some(Ok(message)) => {
                     empty_answers = 0;
                     self.take(&message);
+                    let partition = usize::try_from(message.partition()).ok();
+                    let partition = partition.and_then(|partition| self.partitions.get(partition));
+                    if partition.is_some_and(|partition| !partition.is_paused && partition.watermark.is_full()) {
+                        self.pause_and_resume();
+                    }
                 }
                 Some(Err(error)) => {
                     self.parts.shared.counters.reader.read_errors.add(1);
@@ -490,7 +507,7 @@ impl Reader {
             && now >= self.commit_at
         {
             self.commit_at = now + COMMIT_INTERVAL;
-            self.count_commits();
+            self.hear_of_commits();
             self.commit(token);
         }
     }
@@ -513,7 +530,7 @@ impl Reader {
             return;
         }
         match self.consumer.commit(&list, CommitMode::Async) {
-            Ok(()) => self.commits_asked += 1,
+            Ok(()) => self.parts.shared.counters.reader.commits.add(1),
             Err(error) => {
                 tracing::debug!(%error, "kafka commit failed");
                 self.forget_committed();
@@ -527,15 +544,8 @@ impl Reader {
         self.partitions.iter_mut().for_each(|partition| partition.committed = None);
     }
 
-    fn commits_settled(&self) -> u64 {
-        let context = self.consumer.context();
-        context.commits.load(Ordering::Relaxed) + context.commit_failures.load(Ordering::Relaxed)
-    }
-
-    fn count_commits(&mut self) {
-        let context = self.consumer.context();
-        let failures = context.commit_failures.load(Ordering::Relaxed);
-        self.parts.shared.counters.reader.commits.set(context.commits.load(Ordering::Relaxed));
+    fn hear_of_commits(&mut self) {
+        let failures = self.consumer.context().commit_failures.load(Ordering::Relaxed);
         if failures > self.commits_failed {
             self.commits_failed = failures;
             self.forget_committed();
