@@ -2,6 +2,7 @@
 //! pauses. A node that runs alone has no bus: nothing is ever for another node.
 
 pub mod codec;
+pub mod control;
 pub mod kafka;
 pub mod record;
 

@@ -4,6 +4,8 @@
 //! SKIPPED, and fail where `CI=true`. Those in `mock` bring the client library's own model of a cluster.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod control;
 mod kafka;
 mod mock;
+mod restart;
 mod rig;

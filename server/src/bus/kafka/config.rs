@@ -136,7 +136,7 @@ impl Config {
     }
 
     /// Settings of a consumer that is told its partitions and commits when told to.
-    pub(super) fn consumer(&self, node: &NodeId, group: &str) -> ClientConfig {
+    pub(in crate::bus) fn consumer(&self, node: &NodeId, group: &str) -> ClientConfig {
         let mut client = self.client(node);
         client
             .set("group.id", group)

@@ -64,6 +64,7 @@ counters! { TopicsCounters: "Counted by the thread that looks after topics.";
 counters! { ControlCounters: "Counted by the thread that follows the control topics.";
     rings: Counter "rtc_socket_kafka_control_total" "kind=\"ring\"" "Control messages taken, by kind.",
     drains: Counter "rtc_socket_kafka_control_total" "kind=\"drain\"" "Control messages taken, by kind.",
+    drains_over: Counter "rtc_socket_kafka_control_total" "kind=\"drain_over\"" "Control messages taken, by kind.",
     too_large: Counter "rtc_socket_kafka_control_refused_total" "cause=\"too_large\"" "Control messages refused, by cause.",
     too_deep: Counter "rtc_socket_kafka_control_refused_total" "cause=\"too_deep\"" "Control messages refused, by cause.",
     malformed: Counter "rtc_socket_kafka_control_refused_total" "cause=\"malformed\"" "Control messages refused, by cause.",

@@ -23,8 +23,8 @@ mod topics;
 pub mod watermark;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -98,6 +98,9 @@ pub struct Shared {
     is_reader_waiting: AtomicBool,
     // Partitions of this node's topic; 0 until it is known to be there.
     own_partitions: AtomicU16,
+    // Topics that are neither this node's nor sent to, and are there.
+    found: Mutex<Vec<String>>,
+    topics: Sender<Wanted>,
 }
 
 impl Shared {
@@ -149,6 +152,16 @@ impl KafkaBus {
         self.shared.health.last_error()
     }
 
+    /// Has a topic looked for, and created if it is missing. May be lost where very many are: ask again.
+    pub(super) fn want_topic(&self, topic: &str, partitions: u16) {
+        let _ = self.shared.topics.try_send(Wanted { topic: topic.to_owned(), partitions, takes_batches: false });
+    }
+
+    /// True when a control topic that was asked for is there.
+    pub(super) fn is_found(&self, topic: &str) -> bool {
+        self.shared.found.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|found| found == topic)
+    }
+
     /// What is counted.
     pub fn counters(&self) -> &KafkaCounters {
         &self.shared.counters
@@ -180,6 +193,7 @@ impl Kafka {
         let health = Arc::new(Health::default());
         let counters = Arc::new(KafkaCounters::default());
         let (intake, items) = Intake::new(config.in_flight_records, config.in_flight_bytes);
+        let (wanted, wanted_end) = bounded(topics::WANTED_MAX);
         let parker = Parker::new();
         let shared = Arc::new(Shared {
             health: Arc::clone(&health),
@@ -190,11 +204,12 @@ impl Kafka {
             reader: parker.unparker().clone(),
             is_reader_waiting: AtomicBool::new(false),
             own_partitions: AtomicU16::new(0),
+            found: Mutex::default(),
+            topics: wanted.clone(),
         });
         let is_stopping = Arc::new(AtomicBool::new(false));
         // One order per topic asked for, and those are bounded.
         let (orders, orders_end) = unbounded();
-        let (wanted, wanted_end) = bounded(topics::WANTED_MAX);
         let own = Wanted { topic: node_topic(&node), partitions: config.partitions, takes_batches: true };
 
         let reading = reader::Parts {
@@ -215,6 +230,11 @@ impl Kafka {
                 if topic == own {
                     shared.own_partitions.store(partitions, Ordering::Relaxed);
                     shared.reader.unpark();
+                } else if topic == RING_TOPIC || topic == DRAIN_TOPIC {
+                    let mut found = shared.found.lock().unwrap_or_else(PoisonError::into_inner);
+                    if !found.iter().any(|found| found == topic) {
+                        found.push(topic.to_owned());
+                    }
                 }
                 let _ = orders.send(producer::Order::Found(topic.to_owned(), partitions));
             }
