@@ -149,7 +149,9 @@ impl<F: FnMut(Control)> Following<F> {
             }
             if asked_at.is_none_or(|asked_at| asked_at.elapsed() >= TOPICS_INTERVAL) {
                 asked_at = Some(Instant::now());
-                missing.iter().for_each(|topic| self.bus.want_topic(topic, 1));
+                for topic in missing {
+                    self.bus.want_topic(topic, 1);
+                }
             }
             std::thread::sleep(NAP / 4);
         }

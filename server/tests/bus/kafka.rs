@@ -79,8 +79,8 @@ fn after_a_restart_reading_begins_at_the_first_unfinished_record() {
     let last = last.unwrap();
     let expected = (Offset::Offset(i64::try_from(last.offset).unwrap() + 1), "1".to_owned());
     eventually("offset and fencing token are committed", || {
-        let list = committed(&brokers, &id, last.partition);
-        let element = &list.elements()[0];
+        let offsets = committed(&brokers, &id, last.partition);
+        let element = &offsets.elements()[0];
         (element.offset(), element.metadata().to_owned()) == expected
     });
 }
@@ -298,13 +298,12 @@ fn a_partition_at_its_bound_is_paused_and_read_on_when_there_is_room() {
     let mut has_nudge = false;
     while !has_nudge {
         let (_, arrived) = node.next();
-        match arrived.record {
-            Record::Nudge { .. } => has_nudge = true,
-            _ => {
-                assert_eq!(read(&arrived).1, expected);
-                expected += 1;
-                unfinished.push(arrived.at);
-            }
+        if let Record::Nudge { .. } = arrived.record {
+            has_nudge = true;
+        } else {
+            assert_eq!(read(&arrived).1, expected);
+            expected += 1;
+            unfinished.push(arrived.at);
         }
     }
     assert!(expected < MESSAGES, "all of them came at once");

@@ -14,10 +14,11 @@ struct Broker {
 impl Broker {
     fn start() -> Self {
         let run = std::env::temp_dir().join(format!("rtc-broker-{}", std::process::id()));
+        // From here on it is ended, whatever happens.
         let mut broker = Self { run, address: String::new() };
         let output = broker.services(&["up"]);
-        broker.address =
-            output.split_whitespace().find_map(|word| word.strip_prefix("RTC_KAFKA=")).expect(&output).to_owned();
+        let address = output.split_whitespace().find_map(|word| word.strip_prefix("RTC_KAFKA=")).expect(&output);
+        broker.address.push_str(address);
         broker
     }
 

@@ -57,7 +57,7 @@ impl Fences {
     }
 
     /// How many are under way.
-    pub fn len(&self) -> usize {
+    pub fn under_way(&self) -> usize {
         self.under_way.len()
     }
 }
@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(fences.pass(first, 2), None, "there is no such shard");
         assert_eq!(fences.pass(first, 0), Some(Passed { at: first, id: 7, origin }));
         assert_eq!(fences.pass(first, 0), None);
-        assert_eq!(fences.len(), 1);
+        assert_eq!(fences.under_way(), 1);
         fences.clear();
         assert_eq!(fences.pass(second, 1), None);
     }

@@ -11,7 +11,7 @@ use crossbeam::sync::Parker;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use ring::{NodeId, RingReader, SharedRing, hash_key, shard_of};
 
@@ -463,7 +463,7 @@ impl Reader {
             tracing::warn!(topic = self.topic, partition, offset, reason = %poison, "a record is poison: see the dead letters");
         }
         let source = format!("{}/{}/{}", self.topic, at.partition, at.offset);
-        let mut headers = message.headers().map_or_else(OwnedHeaders::new, |headers| headers.detach());
+        let mut headers = message.headers().map_or_else(OwnedHeaders::new, BorrowedHeaders::detach);
         headers = headers
             .insert(Header { key: CAUSE_HEADER, value: Some(poison.cause()) })
             .insert(Header { key: REASON_HEADER, value: Some(&poison.to_string()) })

@@ -47,6 +47,9 @@ pub struct Wanted {
     pub takes_batches: bool,
 }
 
+/// Hears of a topic, and how many partitions it has.
+pub type OnFound = dyn Fn(&str, u16) + Send;
+
 /// What the thread is made of.
 pub struct Parts {
     /// How Kafka is spoken to.
@@ -58,7 +61,7 @@ pub struct Parts {
     /// Topics that somebody needs.
     pub wanted: Receiver<Wanted>,
     /// Is told of each topic that is there, and how many partitions it has. Must not wait.
-    pub on_found: Box<dyn Fn(&str, u16) + Send>,
+    pub on_found: Box<OnFound>,
     /// Shared by all that speak to Kafka.
     pub health: Arc<Health>,
     /// What is counted.
