@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -120,7 +121,7 @@ impl Bench {
             let micros = (after - before.get(&thread).copied().unwrap_or(0.0)) * 1e6 / records as f64;
             if thread.starts_with("kafka-") || thread.starts_with("rdk:") {
                 total += micros;
-                line += &format!(" {thread} {micros:.1}");
+                let _ = write!(line, " {thread} {micros:.1}");
             }
         }
         println!("  µs of processor time per record: {total:.1} in all:{line}\n");
@@ -143,7 +144,7 @@ impl Bench {
                 to: to.into(),
                 hash,
                 field: PayloadField::Payload,
-                payload: format!("{{\"sent\":{sent:020},\"x\":\"{filler}\"}}").into(),
+                payload: format!("{{\"sent\":\"{sent:020}\",\"x\":\"{filler}\"}}").into(),
                 origin: Origin::NOBODY,
                 wants_ack: true,
                 ts_ms: sent,
