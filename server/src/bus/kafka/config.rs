@@ -28,8 +28,9 @@ pub const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 const FRAMING_BYTES_MAX: usize = 16 << 10;
 /// Batches of this size at least are worth having, whatever the message limit.
 const BATCH_BYTES_MIN: usize = 1_000_000;
-/// How long a record may wait for company, in milliseconds.
-const LINGER_MS: &str = "1";
+/// How long a record may wait for company, in milliseconds. With the producer's own pace of 2 ms this halves the processor
+/// time of a record at 10,000/s against no wait, here and at the broker: a request takes one partition's records only.
+const LINGER_MS: &str = "2";
 
 /// What may be configured.
 #[derive(Debug, Clone)]
@@ -145,9 +146,10 @@ impl Config {
             .set("auto.offset.reset", "earliest")
             .set("enable.partition.eof", "false")
             .set("isolation.level", "read_committed")
-            // A fetch is answered as soon as there is anything; with nothing it may stay open.
+            // A fetch is answered as soon as there is anything. With nothing it stays open, and a partition that is resumed
+            // meanwhile must wait for the next one.
             .set("fetch.min.bytes", "1")
-            .set("fetch.wait.max.ms", "500")
+            .set("fetch.wait.max.ms", "100")
             .set("fetch.error.backoff.ms", "100")
             .set("fetch.queue.backoff.ms", "10")
             .set("queued.min.messages", "10000")

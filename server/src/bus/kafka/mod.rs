@@ -189,7 +189,8 @@ impl Kafka {
     /// # Errors
     /// When a thread cannot be had, or the client library refuses its settings.
     pub fn start(setup: Setup) -> Result<Self, StartError> {
-        let Setup { config, node, incarnation, mailboxes, ring, lease } = setup;
+        let Setup { mut config, node, incarnation, mailboxes, ring, lease } = setup;
+        config.partitions = config.partitions.max(1);
         let health = Arc::new(Health::default());
         let counters = Arc::new(KafkaCounters::default());
         let (intake, items) = Intake::new(config.in_flight_records, config.in_flight_bytes);

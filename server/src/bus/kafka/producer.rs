@@ -27,6 +27,8 @@ use super::topics::Wanted;
 
 /// Items taken from the queue before reports are looked at again.
 const ITEMS_PER_TURN: usize = 512;
+/// Records are handed over at most this often, unless there are very many of them.
+const PACE: Duration = Duration::from_millis(2);
 /// How soon reports are looked for while any are outstanding; the library cannot wake this thread for them.
 const REPORT_INTERVAL: Duration = Duration::from_millis(1);
 /// The same when none have come for a while.
@@ -156,6 +158,8 @@ struct Producer {
     value: Vec<u8>,
     reports: Vec<Report>,
     interval: Duration,
+    has_sent: bool,
+    paced_until: Instant,
     stop_at: Option<Instant>,
     trouble: Complaint,
 }
@@ -188,6 +192,8 @@ pub fn run(parts: Parts) -> usize {
         value: Vec::new(),
         reports: Vec::new(),
         interval: REPORT_INTERVAL,
+        has_sent: false,
+        paced_until: Instant::now(),
         stop_at: None,
         trouble: Complaint::default(),
     };
@@ -211,18 +217,30 @@ impl Producer {
         while let Ok(order) = self.parts.orders.try_recv() {
             self.obey(order);
         }
-        let has_taken = self.take_items(now);
+        let taken = self.take_items(now);
+        let (has_taken, is_full_turn) = (taken > 0, taken == ITEMS_PER_TURN);
         self.ask_again(now);
         self.send_backlog();
+        if std::mem::take(&mut self.has_sent) {
+            self.paced_until = now + PACE;
+        }
         self.count(now);
         if has_taken || has_heard {
             self.interval = REPORT_INTERVAL;
-        } else {
+        }
+        if !is_full_turn {
             self.sleep();
         }
     }
 
     fn sleep(&mut self) {
+        // A record that comes alone leaves at once. While more come, they leave together: what a request costs, here and
+        // at the broker, is far more than what a record in it does.
+        let pace = self.paced_until.saturating_duration_since(Instant::now());
+        if !pace.is_zero() {
+            std::thread::sleep(pace);
+            return;
+        }
         let is_waiting = !self.unconfirmed.is_empty() || self.parts.mailing.waiting() > 0;
         let pause = if is_waiting { self.interval } else { NAP };
         self.interval = (self.interval * 2).min(REPORT_INTERVAL_MAX);
@@ -260,17 +278,18 @@ impl Producer {
         }
     }
 
-    fn take_items(&mut self, now: Instant) -> bool {
+    /// How many it has taken.
+    fn take_items(&mut self, now: Instant) -> usize {
         if self.parts.mailing.waiting() >= WAITING_MAX {
-            return false;
+            return 0;
         }
         for count in 0..ITEMS_PER_TURN {
             match self.parts.items.try_recv() {
                 Ok(item) => self.take(item, now),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return count > 0,
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return count,
             }
         }
-        true
+        ITEMS_PER_TURN
     }
 
     fn take(&mut self, item: Item, now: Instant) {
@@ -361,6 +380,7 @@ impl Producer {
         };
         match result {
             Ok(()) => {
+                self.has_sent = true;
                 let counters = &self.parts.shared.counters.producer;
                 counters.produced_bytes.add(unconfirmed.bytes as u64);
                 counters.resent.add(u64::from(std::mem::replace(&mut unconfirmed.was_sent, true)));
@@ -537,4 +557,31 @@ fn headers_of(headers: &codec::Headers) -> OwnedHeaders {
         owned = owned.insert(Header { key: HOPS_HEADER, value: Some(itoa::Buffer::new().format(hops)) });
     }
     owned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::record::{Address, Record};
+
+    #[test]
+    fn clients_share_the_partitions_that_are_not_the_control_lane() {
+        let check = |lane, partitions, expected| {
+            let node = NodeId::new("a").unwrap();
+            let origin = Address { node: node.clone(), incarnation: 1, shard: 0 };
+            let parcel = Parcel { to: node, lane, origin, record: Record::Fence { id: 1 }, ticket: None };
+            assert_eq!(partition_of(&parcel, partitions), expected, "{lane:?} of {partitions}");
+        };
+        check(Lane::Control, 9, 0);
+        check(Lane::Client(0), 9, 1);
+        check(Lane::Client(7), 9, 8);
+        check(Lane::Client(8), 9, 1);
+        check(Lane::Client(u64::MAX), 9, 8);
+        check(Lane::Client(u64::MAX), 2, 1);
+        check(Lane::Client(u64::MAX), 1, 0);
+        check(Lane::Partition(8), 9, 8);
+        // Its topic was made anew with fewer.
+        check(Lane::Partition(8), 4, 0);
+        check(Lane::Control, 0, 0);
+    }
 }

@@ -44,6 +44,7 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the committed offsets may take to come, and how soon they are asked for again.
 const POSITION_TIMEOUT: Duration = Duration::from_secs(2);
+const POSITION_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the last commit may take, and how often it is looked for.
 const LAST_COMMIT_TIMEOUT: Duration = Duration::from_secs(2);
 const COMMIT_LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -263,8 +264,9 @@ impl Reader {
                 let partitions = self.parts.shared.own_partitions.load(Ordering::Relaxed);
                 let now = Instant::now();
                 if partitions > 0 && now >= self.position_at {
-                    self.position_at = now + POSITION_TIMEOUT;
-                    match self.begin_reading(partitions, token) {
+                    let begun = self.begin_reading(partitions, token);
+                    self.position_at = Instant::now() + POSITION_INTERVAL;
+                    match begun {
                         Ok(()) => self.trouble.reset(),
                         Err(reason) => {
                             if self.trouble.is_due(now) {

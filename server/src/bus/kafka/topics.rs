@@ -114,6 +114,8 @@ enum Standing {
     Missing,
     /// It is there, and not all of its partitions have a leader yet.
     Settling,
+    /// Kafka answers, but not this: it may not be asked for, or its name is none.
+    Refused(RDKafkaErrorCode),
 }
 
 impl Topics {
@@ -194,6 +196,12 @@ impl Topics {
                 None
             }
             Standing::Settling => Some(CREATED_INTERVAL),
+            Standing::Refused(error) => {
+                if self.misfit.is_due(Instant::now()) {
+                    tracing::error!(topic = wanted.topic, %error, "kafka refuses a topic: check its access rules");
+                }
+                Some(RETRY_INTERVAL)
+            }
             Standing::Missing => {
                 let now = Instant::now();
                 if now < self.create_at {
@@ -223,7 +231,7 @@ impl Topics {
             return match RDKafkaErrorCode::from(error) {
                 RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => Ok(Standing::Missing),
                 RDKafkaErrorCode::LeaderNotAvailable => Ok(Standing::Settling),
-                error => Err(KafkaError::MetadataFetch(error)),
+                error => Ok(Standing::Refused(error)),
             };
         }
         let partitions = found.partitions();
