@@ -1,8 +1,14 @@
 //! The few system calls that have no safe face elsewhere: the only unsafe module of this crate.
 #![allow(unsafe_code)]
 
+use std::ffi::{CStr, c_void};
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::bindings::{rd_kafka_header_get_last, rd_kafka_message_headers};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::types::RDKafkaRespErr;
 
 /// Takes the descriptor back from a stream that has no operation in flight.
 pub(crate) fn take_fd(stream: monoio::net::TcpStream) -> OwnedFd {
@@ -21,4 +27,42 @@ pub(crate) fn disable_huge_pages() -> io::Result<()> {
     // SAFETY: the option takes plain integers and touches no memory of ours.
     let result = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The last header of a record with this name. The safe face of the library panics on a record of which any header's name
+/// is not UTF-8, and anyone who may write to a topic can write such a record.
+pub(crate) fn kafka_header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) -> Option<&'a [u8]> {
+    let mut headers = std::ptr::null_mut();
+    // SAFETY: the message is alive while it is borrowed; the call reads its headers and stores a pointer to them, which
+    // belong to the message.
+    let result = unsafe { rd_kafka_message_headers(message.ptr(), &raw mut headers) };
+    if result != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || headers.is_null() {
+        return None;
+    }
+    let (mut value, mut len) = (std::ptr::null::<c_void>(), 0usize);
+    // SAFETY: `headers` was just given to us and lives as long as the message; the name ends in a zero.
+    let result = unsafe { rd_kafka_header_get_last(headers, name.as_ptr(), &raw mut value, &raw mut len) };
+    if result != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return None;
+    }
+    if value.is_null() || len == 0 {
+        return Some(&[]);
+    }
+    // SAFETY: the library says that `len` bytes stand at `value`, which belongs to the message, borrowed for `'a`.
+    Some(unsafe { std::slice::from_raw_parts(value.cast::<u8>(), len) })
+}
+
+/// What was committed beside the offset of the `index`-th partition of a list. The safe face of the library panics where
+/// that is not UTF-8.
+pub(crate) fn committed_metadata(list: &TopicPartitionList, index: usize) -> &[u8] {
+    if index >= list.count() {
+        return &[];
+    }
+    // SAFETY: the list is alive while it is borrowed, and has more than `index` elements.
+    let element = unsafe { &*(*list.ptr()).elems.add(index) };
+    if element.metadata.is_null() || element.metadata_size == 0 {
+        return &[];
+    }
+    // SAFETY: the library says that so many bytes stand there; they belong to the list.
+    unsafe { std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size) }
 }

@@ -1,6 +1,9 @@
 //! Between nodes. A shard hands a parcel over and goes on; where the bus is full the parcel comes back and its source
 //! pauses. A node that runs alone has no bus: nothing is ever for another node.
 
+pub mod codec;
+pub mod control;
+pub mod kafka;
 pub mod record;
 
 pub use record::{Address, Arrived, Holder, Lane, Parcel, Record, RecordRef};

@@ -12,7 +12,7 @@ mod scan;
 pub use client_id::{CLIENT_ID_BYTES_MAX, ClientId, InvalidClientId};
 pub use envelope::{Envelope, PayloadField};
 pub use json::DEPTH_MAX;
-pub(crate) use json::{escape, escape_found};
+pub(crate) use json::{escape, escape_found, has_lone_surrogate, is_too_deep, write_number, write_string};
 pub use publication::{PUBLISHER, Publication, Publications, parse_publications};
 pub use replies::{AckStatus, ErrorCode, ReconnectAdvice, Replies, Welcome};
 pub use request::{ClientRequest, MSG_ID_BYTES_MAX, Outgoing, Refusal, parse};
