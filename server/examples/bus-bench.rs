@@ -160,6 +160,7 @@ impl Bench {
                 ts_ms: sent,
                 ttl_ms: None,
                 hops: 0,
+                trail: Vec::new(),
             };
             let origin = Address { node: self.a.clone(), incarnation: 1, shard: 0 };
             let record = Record::Message(Box::new(posted));

@@ -19,6 +19,10 @@ use super::record::{Address, Holder, Parcel, Record};
 
 /// How many nodes a message has passed, in decimal digits. Absent: none.
 pub const HOPS_HEADER: &str = "rtc-hops";
+/// The marks of the nodes that a message has passed, each 16 hexadecimal digits, back to back. Absent: none.
+pub const TRAIL_HEADER: &str = "rtc-trail";
+/// Marks that are read of a trail; more are poison.
+const TRAIL_MAX: usize = 16;
 /// Who sent the record: `node/incarnation/shard`. Absent: somebody who waits for nothing.
 pub const ORIGIN_HEADER: &str = "rtc-origin";
 /// What the record is, in the word that stands under `type` in its value. Absent: a message.
@@ -43,6 +47,8 @@ pub struct Headers {
     pub origin: String,
     /// Nodes passed, for messages that have passed any.
     pub hops: Option<u8>,
+    /// Their marks.
+    pub trail: Option<String>,
 }
 
 /// What is read of a record before anything is believed.
@@ -56,6 +62,8 @@ pub struct Raw<'a> {
     pub origin: Option<&'a [u8]>,
     /// The header of that name, if there is one.
     pub hops: Option<&'a [u8]>,
+    /// The header of that name, if there is one.
+    pub trail: Option<&'a [u8]>,
     /// When Kafka took it, in milliseconds since 1970.
     pub taken_ms: u64,
 }
@@ -135,8 +143,14 @@ pub fn encode(parcel: &Parcel, value: &mut Vec<u8>) -> Headers {
         Record::Message(posted) if posted.hops > 0 => Some(posted.hops),
         _ => None,
     };
+    let trail = match &parcel.record {
+        Record::Message(posted) if !posted.trail.is_empty() => {
+            Some(posted.trail.iter().map(|mark| format!("{mark:016x}")).collect())
+        }
+        _ => None,
+    };
     let Address { node, incarnation, shard } = &parcel.origin;
-    Headers { kind, origin: format!("{node}/{incarnation}/{shard}"), hops }
+    Headers { kind, origin: format!("{node}/{incarnation}/{shard}"), hops, trail }
 }
 
 fn write_record(record: &Record, value: &mut Vec<u8>) -> &'static str {
@@ -145,9 +159,19 @@ fn write_record(record: &Record, value: &mut Vec<u8>) -> &'static str {
             write_message(posted, value);
             return MESSAGE;
         }
-        Record::Fence { id } => {
+        Record::Fence { id, hash, pair, trail } => {
             let kind = begin_notice(value, FENCE, None);
             write_field(value, b",\"id\":", *id);
+            write_field(value, b",\"hash\":", *hash);
+            write_field(value, b",\"pair\":", *pair);
+            value.extend_from_slice(b",\"trail\":[");
+            for (index, mark) in trail.iter().enumerate() {
+                if index > 0 {
+                    value.push(b',');
+                }
+                protocol::write_number(value, *mark);
+            }
+            value.push(b']');
             kind
         }
         Record::Fenced { id, shard, incarnation } => {
@@ -249,6 +273,10 @@ struct NoticeFields<'a> {
     #[serde(borrow, default)]
     node_id: Option<Cow<'a, str>>,
     id: Option<u64>,
+    hash: Option<u64>,
+    pair: Option<u64>,
+    #[serde(default)]
+    trail: Vec<u64>,
     shard: Option<u16>,
     incarnation: Option<u64>,
     generation: Option<u64>,
@@ -279,7 +307,12 @@ impl Decoder {
                     Some(hops) => parse_number(hops).ok_or(Poison::Header(HOPS_HEADER))?,
                     None => 0,
                 };
-                Record::Message(Box::new(parse_message(value, raw.taken_ms, hops, seed)?))
+                let trail = match raw.trail {
+                    Some(trail) => parse_trail(trail).ok_or(Poison::Header(TRAIL_HEADER))?,
+                    None => Vec::new(),
+                };
+                let message = parse_message(value, raw.taken_ms, hops, seed)?;
+                Record::Message(Box::new(Posted { trail, ..message }))
             }
             Some(kind) => parse_notice(kind, value)?,
         };
@@ -321,6 +354,7 @@ fn parse_message(value: &str, taken_ms: u64, hops: u8, seed: u64) -> Result<Post
         ts_ms: fields.ts.unwrap_or(taken_ms),
         ttl_ms: fields.ttl_ms,
         hops,
+        trail: Vec::new(),
     })
 }
 
@@ -338,7 +372,17 @@ fn parse_notice(kind: &[u8], value: &str) -> Result<Record, Poison> {
     };
     let generation = fields.generation.ok_or(MISSING);
     Ok(match &*fields.kind {
-        FENCE => Record::Fence { id: fields.id.ok_or(MISSING)? },
+        FENCE => {
+            if fields.trail.len() > TRAIL_MAX {
+                return Err(Poison::Malformed("its trail is too long"));
+            }
+            Record::Fence {
+                id: fields.id.ok_or(MISSING)?,
+                hash: fields.hash.ok_or(MISSING)?,
+                pair: fields.pair.ok_or(MISSING)?,
+                trail: fields.trail,
+            }
+        }
         FENCED => Record::Fenced {
             id: fields.id.ok_or(MISSING)?,
             shard: fields.shard.ok_or(MISSING)?,
@@ -358,6 +402,13 @@ fn parse_notice(kind: &[u8], value: &str) -> Result<Record, Poison> {
         NUDGE => Record::Nudge { client: client()? },
         _ => return Err(Poison::UnknownKind),
     })
+}
+
+fn parse_trail(header: &[u8]) -> Option<Vec<u64>> {
+    let text = std::str::from_utf8(header).ok()?;
+    let is_trail = text.len().is_multiple_of(16) && text.len() <= 16 * TRAIL_MAX && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let marks = (0..text.len() / 16).map(|index| u64::from_str_radix(text.get(16 * index..16 * (index + 1))?, 16).ok());
+    if is_trail { marks.collect() } else { None }
 }
 
 fn check_client(id: &str, field: &'static str) -> Result<(), Poison> {

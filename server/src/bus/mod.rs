@@ -20,7 +20,6 @@ pub trait Bus: Send + Sync {
     /// A shard is done with these records: they may be committed when all before them are.
     fn finish(&self, records: &[RecordRef]);
 
-    /// Shard `shard` has placed all that it was given of the fence's partition before this fence. The reader echoes the
-    /// fence when every shard has said so, and finishes it by itself.
-    fn pass(&self, fence: RecordRef, shard: u16);
+    /// All that was ahead of this fence is placed. The reader echoes it, and finishes it by itself.
+    fn pass(&self, fence: RecordRef);
 }

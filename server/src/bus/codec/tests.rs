@@ -37,6 +37,7 @@ fn posted(msg_id: &str, from: &str, to: &str, payload: &str) -> Posted {
         ts_ms: 1_700_000_000_000,
         ttl_ms: None,
         hops: 0,
+        trail: Vec::new(),
     }
 }
 
@@ -50,6 +51,7 @@ fn round_trip(parcel: &Parcel) -> (Address, Record) {
         kind: Some(headers.kind.as_bytes()),
         origin: Some(headers.origin.as_bytes()),
         hops: hops.as_ref().map(String::as_bytes),
+        trail: headers.trail.as_ref().map(String::as_bytes),
         taken_ms: 3,
     };
     decoder().decode(&raw, 5).unwrap()
@@ -70,7 +72,7 @@ fn decode_value(value: &[u8]) -> Result<Record, Poison> {
 fn every_notice_comes_back_as_it_was() {
     let holder = Holder { node: node("c"), incarnation: 1 << 60, generation: u64::MAX };
     for record in [
-        Record::Fence { id: 0 },
+        Record::Fence { id: 0, hash: u64::MAX, pair: 7, trail: vec![1, u64::MAX] },
         Record::Fenced { id: u64::MAX, shard: 3, incarnation: 4 },
         Record::Claimed { client: "zoë \"{}\\".into(), generation: 7 },
         Record::Released { client: "a".into(), generation: 8 },
@@ -86,6 +88,7 @@ fn the_value_of_a_message_is_the_envelope_of_the_client_protocol() {
     let mut message = posted("m-1", "alice", "bob", r#"{"a" : [1,"\u00e9"]}"#);
     message.ttl_ms = Some(60_000);
     message.hops = 2;
+    message.trail = vec![1, u64::MAX];
     let mut value = Vec::new();
     let headers = encode(&parcel(Record::Message(Box::new(message))), &mut value);
     assert_eq!(
@@ -93,7 +96,7 @@ fn the_value_of_a_message_is_the_envelope_of_the_client_protocol() {
         r#"{"type":"message","msgId":"m-1","from":"alice","toClientId":"bob","payload":{"a" : [1,"\u00e9"]},"ts":1700000000000,"ttlMs":60000}"#
     );
     let origin = format!("node-1.x_Y/{}/7", u64::MAX);
-    assert_eq!(headers, Headers { kind: "message", origin, hops: Some(2) });
+    assert_eq!(headers, Headers { kind: "message", origin, hops: Some(2), trail: Some("0000000000000001ffffffffffffffff".to_owned()) });
 }
 
 #[test]
@@ -202,7 +205,8 @@ proptest! {
         kind in "(message|fence|fenced|claimed|released|moved|nudge|x)?", origin in "[a-z/0-9]{0,12}", hops in "[0-9x]{0,4}",
     ) {
         let raw = Raw {
-            value: Some(&value), kind: Some(kind.as_bytes()), origin: Some(origin.as_bytes()), hops: Some(hops.as_bytes()), taken_ms: 0,
+            value: Some(&value), kind: Some(kind.as_bytes()), origin: Some(origin.as_bytes()), hops: Some(hops.as_bytes()),
+            trail: Some(hops.as_bytes()), taken_ms: 0,
         };
         let _ = decoder().decode(&raw, 0);
     }

@@ -1,18 +1,10 @@
-//! Fences that were read and not yet echoed: which shards have placed all that was ahead of them. Pure.
+//! Fences that were read and not yet echoed. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::bus::record::{Address, RecordRef};
 
-/// A fence under way through the shards.
-#[derive(Debug)]
-struct Fence {
-    id: u64,
-    origin: Address,
-    has_passed: Vec<bool>,
-}
-
-/// A fence that every shard has passed.
+/// A fence that its shard has passed.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Passed {
     /// Where it stood.
@@ -24,31 +16,20 @@ pub struct Passed {
 }
 
 /// The fences of this node's topic that are under way. Bounded by what may be unfinished in its partitions.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Fences {
-    shards: usize,
-    under_way: BTreeMap<RecordRef, Fence>,
+    under_way: BTreeMap<RecordRef, (u64, Address)>,
 }
 
 impl Fences {
-    /// For a node of so many shards, at least one.
-    pub fn new(shards: usize) -> Self {
-        Self { shards, under_way: BTreeMap::new() }
-    }
-
-    /// A fence was read; every shard is about to be given it.
+    /// A fence was read; its recipient's home shard is about to be given it.
     pub fn begin(&mut self, at: RecordRef, id: u64, origin: Address) {
-        self.under_way.insert(at, Fence { id, origin, has_passed: vec![false; self.shards] });
+        self.under_way.insert(at, (id, origin));
     }
 
-    /// A shard has passed a fence. Says so when it was the last; twice is once, and one that is not under way is none.
-    pub fn pass(&mut self, at: RecordRef, shard: u16) -> Option<Passed> {
-        let fence = self.under_way.get_mut(&at)?;
-        *fence.has_passed.get_mut(usize::from(shard))? = true;
-        if !fence.has_passed.iter().all(|has_passed| *has_passed) {
-            return None;
-        }
-        self.under_way.remove(&at).map(|Fence { id, origin, .. }| Passed { at, id, origin })
+    /// Its shard has passed a fence. Nothing if it is not under way.
+    pub fn pass(&mut self, at: RecordRef) -> Option<Passed> {
+        self.under_way.remove(&at).map(|(id, origin)| Passed { at, id, origin })
     }
 
     /// Reading ends, or begins anew: whatever was under way will be read again.
@@ -68,20 +49,17 @@ mod tests {
     use ring::NodeId;
 
     #[test]
-    fn a_fence_is_passed_when_every_shard_has_passed_it() {
-        let origin = Address { node: NodeId::new("a").unwrap(), incarnation: 1, shard: 2 };
-        let (first, second) = (RecordRef { partition: 1, offset: 5 }, RecordRef { partition: 1, offset: 6 });
-        let mut fences = Fences::new(2);
-        fences.begin(first, 7, origin.clone());
-        fences.begin(second, 8, origin.clone());
-        assert_eq!(fences.pass(first, 1), None);
-        assert_eq!(fences.pass(first, 1), None);
-        assert_eq!(fences.pass(second, 0), None);
-        assert_eq!(fences.pass(first, 2), None, "there is no such shard");
-        assert_eq!(fences.pass(first, 0), Some(Passed { at: first, id: 7, origin }));
-        assert_eq!(fences.pass(first, 0), None);
+    fn a_fence_passes_once_and_only_while_it_is_under_way() {
+        let at = RecordRef { partition: 1, offset: 7 };
+        let origin = Address { node: NodeId::new("a").unwrap(), incarnation: 1, shard: 0 };
+        let mut fences = Fences::default();
+        assert_eq!(fences.pass(at), None);
+        fences.begin(at, 3, origin.clone());
         assert_eq!(fences.under_way(), 1);
+        assert_eq!(fences.pass(at), Some(Passed { at, id: 3, origin: origin.clone() }));
+        assert_eq!(fences.pass(at), None);
+        fences.begin(at, 3, origin);
         fences.clear();
-        assert_eq!(fences.pass(second, 1), None);
+        assert_eq!(fences.pass(at), None);
     }
 }

@@ -6,7 +6,7 @@
 //! | `intake` | the way to the sending thread, and its bound |
 //! | `producer` | the thread that sends, in order, until Kafka has confirmed |
 //! | `reader` | the thread that reads this node's topic and commits what is finished |
-//! | [`watermark`], [`fences`] | what of a partition is finished; which fences every shard has passed (pure) |
+//! | [`watermark`], [`fences`] | what of a partition is finished; which fences are under way (pure) |
 //! | `topics` | the thread that finds and creates topics, and knows whether Kafka answers |
 //! | `mailing` | mail to the shards, in order, past full mailboxes |
 //! | `health`, [`counters`] | what is told to a person, and what is counted |
@@ -92,7 +92,7 @@ pub struct Shared {
     intake: Intake,
     // Bounded by what may be unfinished: a record is finished once, and read again only after that much was forgotten.
     finished: SegQueue<RecordRef>,
-    passed: SegQueue<(RecordRef, u16)>,
+    passed: SegQueue<RecordRef>,
     reader: Unparker,
     // Whether the reader waits for records to be finished.
     is_reader_waiting: AtomicBool,
@@ -135,8 +135,8 @@ impl super::Bus for KafkaBus {
         }
     }
 
-    fn pass(&self, fence: RecordRef, shard: u16) {
-        self.shared.passed.push((fence, shard));
+    fn pass(&self, fence: RecordRef) {
+        self.shared.passed.push(fence);
         self.shared.reader.unpark();
     }
 }

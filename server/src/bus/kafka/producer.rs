@@ -14,7 +14,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
 use ring::NodeId;
 
-use crate::bus::codec::{self, HOPS_HEADER, KIND_HEADER, ORIGIN_HEADER};
+use crate::bus::codec::{self, HOPS_HEADER, KIND_HEADER, ORIGIN_HEADER, TRAIL_HEADER};
 use crate::bus::record::{Lane, Parcel};
 use crate::shard::handover::Mail;
 
@@ -553,6 +553,9 @@ fn headers_of(headers: &codec::Headers) -> OwnedHeaders {
     let mut owned = OwnedHeaders::new_with_capacity(3)
         .insert(Header { key: KIND_HEADER, value: Some(headers.kind) })
         .insert(Header { key: ORIGIN_HEADER, value: Some(&headers.origin) });
+    if let Some(trail) = &headers.trail {
+        owned = owned.insert(Header { key: TRAIL_HEADER, value: Some(trail) });
+    }
     if let Some(hops) = headers.hops {
         owned = owned.insert(Header { key: HOPS_HEADER, value: Some(itoa::Buffer::new().format(hops)) });
     }
@@ -569,7 +572,7 @@ mod tests {
         let check = |lane, partitions, expected| {
             let node = NodeId::new("a").unwrap();
             let origin = Address { node: node.clone(), incarnation: 1, shard: 0 };
-            let parcel = Parcel { to: node, lane, origin, record: Record::Fence { id: 1 }, ticket: None };
+            let parcel = Parcel { to: node, lane, origin, record: Record::Nudge { client: "c".into() }, ticket: None };
             assert_eq!(partition_of(&parcel, partitions), expected, "{lane:?} of {partitions}");
         };
         check(Lane::Control, 9, 0);

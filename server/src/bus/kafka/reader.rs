@@ -170,7 +170,7 @@ pub fn prepare(parts: Parts) -> Result<Reader, KafkaError> {
         phase: Phase::Waiting,
         position_at: now,
         partitions: Vec::new(),
-        fences: Fences::new(shards.get()),
+        fences: Fences::default(),
         outgoing: VecDeque::new(),
         commit_at: now,
         commits_failed: 0,
@@ -219,13 +219,14 @@ impl Reader {
     }
 
     fn take_passes(&mut self) {
-        while let Some((at, shard)) = self.parts.shared.passed.pop() {
-            let Some(passed) = self.fences.pass(at, shard) else { continue };
+        while let Some(at) = self.parts.shared.passed.pop() {
+            let Some(passed) = self.fences.pass(at) else { continue };
             self.parts.shared.counters.reader.fences.add(1);
             let Address { node, incarnation, shard } = passed.origin;
             let parcel = Parcel {
                 to: node,
-                lane: Lane::Control,
+                // Behind whatever was sent back from ahead of it.
+                lane: Lane::Partition(passed.at.partition),
                 origin: Address { node: self.parts.node.clone(), incarnation: self.parts.incarnation, shard: 0 },
                 record: Record::Fenced { id: passed.id, shard, incarnation },
                 ticket: None,
@@ -424,6 +425,7 @@ impl Reader {
             kind: sys::kafka_header(message, c"rtc-kind"),
             origin: sys::kafka_header(message, c"rtc-origin"),
             hops: sys::kafka_header(message, c"rtc-hops"),
+            trail: sys::kafka_header(message, c"rtc-trail"),
             taken_ms,
         };
         let seed = self.ring.load().map_or(0, |ring| ring.seed());
@@ -441,14 +443,9 @@ impl Reader {
             | Record::Moved { client, .. }
             | Record::Nudge { client } => shard_of(hash_key(client.as_bytes(), seed), self.shards),
             Record::Fenced { shard, .. } => usize::from(*shard),
-            Record::Fence { id } => {
-                let id = *id;
-                self.fences.begin(at, id, origin.clone());
-                for shard in 0..self.shards.get() {
-                    let arrived = Arrived { at, origin: origin.clone(), record: Record::Fence { id } };
-                    self.parts.mailing.post(shard, Mail::Record(Box::new(arrived)));
-                }
-                return;
+            Record::Fence { id, hash, .. } => {
+                self.fences.begin(at, *id, origin.clone());
+                shard_of(*hash, self.shards)
             }
         };
         if !self.parts.mailing.post(shard, Mail::Record(Box::new(Arrived { at, origin, record }))) {
