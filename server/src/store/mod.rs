@@ -2,7 +2,9 @@
 //! The [`Store`] is a seam: a shard asks and goes on; an answer that is not there at once comes back by mail.
 //! [`LocalStore`] keeps all of it in this process, under the same bounds and ages.
 
+pub mod bounds;
 mod local;
+pub mod model;
 pub mod request;
 
 use std::task::Poll;
