@@ -5,6 +5,7 @@
 pub mod bounds;
 mod local;
 pub mod model;
+pub mod redis;
 pub mod request;
 
 use std::task::Poll;

@@ -1,0 +1,5 @@
+//! The store against a real Redis.
+
+mod redis_server;
+mod rules;
+mod scripted;
