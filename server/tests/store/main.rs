@@ -2,4 +2,6 @@
 
 mod redis_server;
 mod rules;
+mod running;
 mod scripted;
+mod thread;

@@ -6,8 +6,22 @@
 //! | [`scripts`] | the scripts, and how a request becomes a call |
 //! | [`codec`] | messages as fields, replies as answers |
 //! | [`pack`] | commands packed by hand |
+//! | [`thread`] | the thread that asks for all shards |
+//! | `sweeper` | the thread that drops what is too old |
+//! | [`link`] | connections, of whatever kind |
+//! | `durability` | whether the server keeps what it says it keeps |
+//! | [`counters`], `backoff` | what all of them lean on |
 
+mod backoff;
 pub mod codec;
+pub mod counters;
+mod durability;
 pub mod keys;
+pub mod link;
 pub mod pack;
 pub mod scripts;
+mod sweeper;
+pub mod thread;
+
+pub use counters::StoreCounters;
+pub use thread::{RedisStore, StoreHandle, StoreSettings};
