@@ -1,5 +1,7 @@
 //! Where does this go: pure functions of the ring.
 
+pub mod membership;
+
 use ring::{NodeId, Ring};
 
 /// The node that a message is for.

@@ -30,6 +30,11 @@ pub fn node(node: &ring::NodeId) -> String {
     format!("{{rtc}}:node:{node}")
 }
 
+/// The key of the number of a node's life.
+pub fn life(node: &ring::NodeId) -> String {
+    format!("{{rtc}}:life:{node}")
+}
+
 /// The key of the lease on reading a node's topic.
 pub fn consume(node: &ring::NodeId) -> String {
     format!("{{rtc}}:consume:{node}")

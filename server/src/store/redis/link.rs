@@ -16,8 +16,8 @@ use super::pack::Pack;
 
 /// How long connecting may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-/// How long a reply may take before the connection is given up. What was asked is asked again.
-const REPLY_LIMIT: Duration = Duration::from_secs(5);
+/// How long a reply may take on a cluster, whose connections are opened when they are needed.
+const CLUSTER_REPLY_LIMIT: Duration = Duration::from_secs(5);
 /// The most servers that a URL may list.
 const HOSTS_MAX: usize = 64;
 
@@ -90,7 +90,7 @@ impl Address {
             let (user, hosts) = split_user(rest.trim_end_matches('/'));
             let client = ClusterClient::builder(hosts_of(hosts, user, &shown)?)
                 .connection_timeout(CONNECT_LIMIT)
-                .response_timeout(REPLY_LIMIT)
+                .response_timeout(CLUSTER_REPLY_LIMIT)
                 .retries(3)
                 .tcp_settings(TcpSettings::default().set_nodelay(true))
                 .build();
@@ -106,11 +106,11 @@ impl Address {
         &self.shown
     }
 
-    /// Connects.
+    /// Connects. `reply_limit`: how long a reply may take before the connection counts as lost.
     ///
     /// # Errors
     /// When nobody answers in time, or not as a Redis that may be written to would.
-    pub fn connect(&mut self) -> Result<Link, RedisError> {
+    pub fn connect(&mut self, reply_limit: Duration) -> Result<Link, RedisError> {
         let client = match &mut self.kind {
             AddressKind::One(client) => client.clone(),
             AddressKind::Sentinel(client) => client.get_client()?,
@@ -120,8 +120,8 @@ impl Address {
             }
         };
         let connection = client.get_connection_with_timeout(CONNECT_LIMIT)?;
-        connection.set_read_timeout(Some(REPLY_LIMIT))?;
-        connection.set_write_timeout(Some(REPLY_LIMIT))?;
+        connection.set_read_timeout(Some(reply_limit))?;
+        connection.set_write_timeout(Some(reply_limit))?;
         Ok(Link(Kind::One(Box::new(connection))))
     }
 }

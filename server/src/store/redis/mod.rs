@@ -8,6 +8,8 @@
 //! | [`pack`] | commands packed by hand |
 //! | [`thread`] | the thread that asks for all shards |
 //! | `sweeper` | the thread that drops what is too old |
+//! | [`membership`] | the thread of heartbeats and leases |
+//! | [`lease`] | one holder at a time |
 //! | [`link`] | connections, of whatever kind |
 //! | `durability` | whether the server keeps what it says it keeps |
 //! | [`counters`], `backoff` | what all of them lean on |
@@ -17,7 +19,9 @@ pub mod codec;
 pub mod counters;
 mod durability;
 pub mod keys;
+pub mod lease;
 pub mod link;
+pub mod membership;
 pub mod pack;
 pub mod scripts;
 mod sweeper;

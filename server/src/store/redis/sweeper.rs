@@ -13,7 +13,7 @@ use super::keys;
 use super::link::{Address, Link, Trouble};
 use super::pack::Pack;
 use super::scripts::Caller;
-use super::thread::{Shared, load_scripts};
+use super::thread::{REPLY_LIMIT, Shared, load_scripts};
 use crate::protocol::ClientId;
 
 /// How often it looks.
@@ -65,7 +65,7 @@ impl Sweeper {
         let link = match &mut self.link {
             Some(link) => link,
             None => {
-                let mut link = self.address.connect()?;
+                let mut link = self.address.connect(REPLY_LIMIT)?;
                 self.caller.set_hashes(load_scripts(&mut link)?);
                 self.backoff.succeed();
                 self.link.insert(link)

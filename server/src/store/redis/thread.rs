@@ -42,6 +42,8 @@ const UNDELIVERED_MAX: usize = 4096;
 const REQUEST_OVERHEAD_BYTES: usize = 256;
 /// A request that the server refuses is asked again so often before it is answered as not done.
 const ATTEMPTS_MAX: u32 = 3;
+/// How long a reply may take before the connection is given up. What was asked is asked again.
+pub(super) const REPLY_LIMIT: Duration = Duration::from_secs(5);
 /// How long the thread sleeps when there is nothing to do.
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// How long it sleeps when a shard has no room.
@@ -464,7 +466,7 @@ impl Worker {
     }
 
     fn connect(&mut self) -> Result<(), RedisError> {
-        self.link = Some(self.address.connect()?);
+        self.link = Some(self.address.connect(REPLY_LIMIT)?);
         self.end_former();
         self.load()?;
         if let Some(link) = &mut self.link {
