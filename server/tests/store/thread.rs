@@ -25,6 +25,11 @@ fn keeps_all(server: &mut RedisServer, messages: u64, mut disturb: impl FnMut(&m
         answered[usize::try_from(at % CLIENTS).unwrap()].push(at);
     };
     for at in 0..messages {
+        // The server is at work when it is disturbed.
+        while at % 300 == 0 && asked.len() > 100 {
+            let answer = running.answer();
+            take(answer, &mut asked);
+        }
         let client = &clients[usize::try_from(at % CLIENTS).unwrap()];
         let ticket = running.post(append(client, vec![message(at, TTL_MS)]));
         asked.insert(ticket.0, at);
@@ -50,9 +55,9 @@ fn keeps_all(server: &mut RedisServer, messages: u64, mut disturb: impl FnMut(&m
 fn a_server_that_is_killed_and_started_again_loses_nothing() {
     let Some(mut server) = RedisServer::start(Disk::Synced) else { return };
     keeps_all(&mut server, 6000, |server, at| {
-        if at % 2000 == 1000 {
+        if at % 1500 == 900 {
             server.kill();
-        } else if at % 2000 == 1200 {
+        } else if at % 1500 == 1100 {
             server.restart();
         }
     });
@@ -63,11 +68,11 @@ fn a_server_that_forgets_its_scripts_or_is_out_of_memory_is_asked_again() {
     let Some(mut server) = RedisServer::start(Disk::Lazy) else { return };
     let mut operator = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
     let mut tell = |args: &[&str]| redis::cmd(args[0]).arg(&args[1..]).exec(&mut operator).unwrap();
-    keeps_all(&mut server, 4000, |_, at| match at % 1000 {
+    keeps_all(&mut server, 4500, |_, at| match at % 1500 {
         300 => tell(&["SCRIPT", "FLUSH"]),
         600 => tell(&["CONFIG", "SET", "maxmemory", "1"]),
         800 => tell(&["CONFIG", "SET", "maxmemory", "0"]),
-        900 => tell(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
+        1200 => tell(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
         _ => {}
     });
 }

@@ -48,6 +48,8 @@ impl Script {
             Self::Sweep => include_str!("scripts/sweep.lua"),
         };
         let prelude = include_str!("scripts/prelude.lua");
+        // Claims are many and only ask whether there is a buffer.
+        let buffer = if self == Self::Claim { "" } else { include_str!("scripts/buffer.lua") };
         format!(
             "local NUMBER_MAX = {NUMBER_MAX}\n\
              local REPEAT_WINDOW = {REPEAT_WINDOW}\n\
@@ -56,7 +58,7 @@ impl Script {
              local BODY_BYTES_MAX = {}\n\
              local META_BYTES_MAX = {}\n\
              local TTL_MARGIN_MS = {TTL_MARGIN_MS}\n\
-             {prelude}\n{body}",
+             {prelude}\n{buffer}\n{body}",
             codec::BODY_BYTES_MAX,
             codec::META_BYTES_MAX,
         )

@@ -2,10 +2,9 @@
 -- ARGV: 5 'holder', 'other' or 'anyone'; 6 the holder's generation, or the node of a holder that does not count, or '';
 --       7 that one's incarnation; 8 'free' when it may be refused, else 'owed'; 9 messages and 10 bytes that may be kept;
 --       then for each message its offset (0: give it one), its meta and its body.
-load()
 local author, is_free = ARGV[5], ARGV[8] == 'free'
 local messages_max, bytes_max = tonumber(ARGV[9]), tonumber(ARGV[10])
-local mine = is_mine()
+local mine = is_mine
 
 if session.holder and author == 'holder' then
     local generation = tonumber(ARGV[6])

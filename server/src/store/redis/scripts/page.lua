@@ -1,5 +1,4 @@
 -- Reads messages, oldest first. ARGV: 5 after which offset, 6 about how many bytes.
-load()
 local reply, bytes, bytes_max = { PAGE, 0, 0 }, 0, tonumber(ARGV[6])
 if length > 0 then
     walk('(' .. ARGV[5] .. '-0', function(message)

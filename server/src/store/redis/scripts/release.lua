@@ -1,5 +1,4 @@
 -- Lets go of the client. ARGV: 5 generation, 6 the last offset that was given.
-load()
 local generation, last = tonumber(ARGV[5]), tonumber(ARGV[6])
 if session.previous == node and session.previous_life == incarnation then
     redis.call('HDEL', sess, 'previous')

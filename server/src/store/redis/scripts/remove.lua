@@ -1,5 +1,4 @@
 -- Drops one message, if this login holds the client. ARGV: 5 generation, 6 offset.
-load()
 if length > 0 and is_held_by(tonumber(ARGV[5])) then
     local entry = redis.call('XRANGE', buf, ARGV[6], ARGV[6])[1]
     if entry then

@@ -1,5 +1,4 @@
 -- Drops every message that is too old, and tells when the next one will be.
-load()
 local earliest = 0
 if length > 0 then
     walk('-', function(message)

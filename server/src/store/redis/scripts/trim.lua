@@ -1,5 +1,4 @@
 -- Drops the messages up to an offset, if this login holds the client. ARGV: 5 generation, 6 offset.
-load()
 local offset = tonumber(ARGV[6])
 if is_held_by(tonumber(ARGV[5])) then
     if length > 0 then
