@@ -1,6 +1,8 @@
 //! The scripts, and how a request becomes a call of one. Each touches the two keys of one client and is safe to be
 //! called twice; what it promises is in `store/model.rs`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::codec;
 use super::keys;
 use super::pack::Pack;
@@ -49,7 +51,7 @@ impl Script {
         };
         let prelude = include_str!("scripts/prelude.lua");
         // Claims are many and only ask whether there is a buffer.
-        let buffer = if self == Self::Claim { "" } else { include_str!("scripts/buffer.lua") };
+        let buffer = if matches!(self, Self::Claim | Self::Release) { "" } else { include_str!("scripts/buffer.lua") };
         format!(
             "local NUMBER_MAX = {NUMBER_MAX}\n\
              local REPEAT_WINDOW = {REPEAT_WINDOW}\n\
@@ -105,19 +107,21 @@ impl Caller {
     pub fn write(&self, request: &StoreRequest, pack: &mut Pack) -> usize {
         match request {
             StoreRequest::Claim { client, generation, kind, ceiling } => {
-                self.begin(pack, Script::Claim, client, 3);
+                self.begin(pack, Script::Claim, client, 4);
                 pack.number((*generation).min(NUMBER_MAX));
                 pack.text(match kind {
                     ClaimKind::Fresh => "fresh",
                     ClaimKind::Again => "again",
                 });
                 pack.number((*ceiling).min(NUMBER_MAX));
+                pack.number(wall_ms());
                 1
             }
             StoreRequest::Release { client, generation, last_offset } => {
-                self.begin(pack, Script::Release, client, 2);
+                self.begin(pack, Script::Release, client, 3);
                 pack.number((*generation).min(NUMBER_MAX));
                 pack.number((*last_offset).min(NUMBER_MAX));
+                pack.number(wall_ms());
                 1
             }
             StoreRequest::Append { client, author, messages, room } => {
@@ -206,4 +210,9 @@ impl Caller {
         pack.text(self.node.as_str());
         pack.text(&self.incarnation);
     }
+}
+
+fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(0)
 }

@@ -1,5 +1,13 @@
 -- What the scripts that look into the buffer share.
 
+local now
+if ARGV[1] ~= '' then
+    now = tonumber(ARGV[1])
+else
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
 -- An entry of the stream as {offset, cost, expires, meta, body}; nil when it is none of ours.
 local function decode(entry)
     local offset = tonumber(string.match(entry[1], '^(%d+)-0$') or '')

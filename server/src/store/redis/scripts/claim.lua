@@ -1,4 +1,5 @@
--- Takes the client for this node. ARGV: 5 generation, 6 'fresh' or 'again', 7 ceiling.
+-- Takes the client for this node. ARGV: 5 generation, 6 'fresh' or 'again', 7 ceiling,
+-- 8 the node's time in ms, for people.
 local generation, is_fresh, ceiling = tonumber(ARGV[5]), ARGV[6] == 'fresh', tonumber(ARGV[7])
 local asked_again = is_mine and session.asked == generation
 
@@ -7,13 +8,13 @@ if session.ceiling < ceiling then
 end
 if is_fresh and asked_again then
     -- Sent twice: it stands.
-    redis.call('HSET', sess, 'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', text(now))
+    redis.call('HSET', sess, 'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', ARGV[8])
 elseif not is_fresh and (asked_again or (is_mine and session.generation == generation)) then
     if session.asked_ceiling ~= ceiling then
         -- A renewal: the take-over is long over.
         session.previous = nil
         session.asked_known = '1'
-        redis.call('HSET', sess, 'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', text(now),
+        redis.call('HSET', sess, 'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', ARGV[8],
             'asked', ARGV[5] .. ' ' .. ARGV[7] .. ' 1')
     end
 elseif not is_fresh and session.holder and session.generation >= generation then
@@ -32,7 +33,7 @@ else
     end
     session.generation = math.min(math.max(generation, session.generation + 1), NUMBER_MAX)
     redis.call('HSET', sess, 'nodeId', node, 'incarnation', ARGV[4], 'generation', text(session.generation),
-        'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', text(now), 'lastOffset', text(session.last),
+        'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', ARGV[8], 'lastOffset', text(session.last),
         'asked', ARGV[5] .. ' ' .. ARGV[7] .. ' ' .. session.asked_known)
     if session.trimmed > 0 then
         redis.call('HDEL', sess, 'trimmedOffset')

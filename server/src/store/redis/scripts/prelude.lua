@@ -13,14 +13,6 @@ local sess, buf = KEYS[1], KEYS[2]
 local node, incarnation = ARGV[3], tonumber(ARGV[4])
 local expired, malformed = 0, 0
 
-local now
-if ARGV[1] ~= '' then
-    now = tonumber(ARGV[1])
-else
-    local time = redis.call('TIME')
-    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-end
-
 local function text(number)
     return string.format('%.0f', number)
 end
@@ -57,10 +49,14 @@ if values.err then
     heal(sess, values.err)
     values = {}
 end
-local length = redis.pcall('XLEN', buf)
-if type(length) == 'table' then
-    heal(buf, length.err)
-    length = 0
+local length = 0
+if values[9] or not values[3] then
+    -- There may be messages: their bytes are noted, or nothing is.
+    length = redis.pcall('XLEN', buf)
+    if type(length) == 'table' then
+        heal(buf, length.err)
+        length = 0
+    end
 end
 local session = {
     generation = whole(values[3]),

@@ -1,4 +1,5 @@
--- Lets go of the client. ARGV: 5 generation, 6 the last offset that was given.
+-- Lets go of the client. ARGV: 5 generation, 6 the last offset that was given,
+-- 7 the node's time in ms, for people.
 local generation, last = tonumber(ARGV[5]), tonumber(ARGV[6])
 if session.previous == node and session.previous_life == incarnation then
     redis.call('HDEL', sess, 'previous')
@@ -11,7 +12,7 @@ if not session.holder then
     session.generation = math.max(session.generation, generation)
     session.last = math.max(session.last, last)
     redis.call('HSET', sess, 'generation', text(session.generation), 'ceiling', text(session.ceiling),
-        'lastOffset', text(session.last), 'lastSeen', text(now))
+        'lastOffset', text(session.last), 'lastSeen', ARGV[7])
     outlive(sess, tonumber(ARGV[2]))
 end
 return { DONE, expired, malformed }
