@@ -11,6 +11,7 @@
 //! | [`routing`] | which node a message is for |
 //! | [`bus`] | the way to other nodes |
 //! | [`store`] | replay buffers |
+//! | [`load`] | how busy the machine is |
 //! | [`metrics`] | what is counted |
 //! | [`publish`] | who waits for what became of a published message |
 //! | [`page`] | the page at `/` |
@@ -18,6 +19,7 @@
 pub mod admin;
 pub mod bus;
 pub mod drain;
+pub mod load;
 pub mod metrics;
 pub mod node;
 pub mod page;

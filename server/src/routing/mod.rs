@@ -4,6 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`dispatcher`] | the core: a shard's sessions, and what becomes of each message |
+//! | [`membership`] | which nodes are alive |
 //! | `login` | a client comes, is claimed, is taken over, leaves |
 //! | `records` | what other nodes tell this one |
 //! | `waiting` | messages that wait for a look-up, a login or a fence |
@@ -11,6 +12,7 @@
 
 pub mod dispatcher;
 mod login;
+pub mod membership;
 pub mod paths;
 mod records;
 mod waiting;

@@ -5,6 +5,7 @@
 pub mod bounds;
 mod local;
 pub mod model;
+pub mod redis;
 mod remote;
 pub mod request;
 

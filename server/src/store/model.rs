@@ -151,6 +151,13 @@ impl ModelStore {
         expired
     }
 
+    /// Drops what is too old of one client's, and returns how many messages that were.
+    pub fn sweep_one(&mut self, client: &ClientId, now_ms: u64) -> u64 {
+        let expired = self.clients.get_mut(client).map_or(0, |client| client.expire_all(now_ms));
+        self.expired += expired;
+        expired
+    }
+
     /// How many messages were dropped by age, in all.
     pub fn expired(&self) -> u64 {
         self.expired

@@ -1,0 +1,31 @@
+//! The store that is Redis: sessions and replay buffers of all nodes, and who is alive.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`keys`] | the names of keys |
+//! | [`scripts`] | the scripts, and how a request becomes a call |
+//! | [`codec`] | messages as fields, replies as answers |
+//! | [`pack`] | commands packed by hand |
+//! | [`thread`] | the thread that asks for all shards |
+//! | `sweeper` | the thread that drops what is too old |
+//! | [`membership`] | the thread of heartbeats and leases |
+//! | [`lease`] | one holder at a time |
+//! | [`link`] | connections, of whatever kind |
+//! | `durability` | whether the server keeps what it says it keeps |
+//! | [`counters`], `backoff` | what all of them lean on |
+
+mod backoff;
+pub mod codec;
+pub mod counters;
+mod durability;
+pub mod keys;
+pub mod lease;
+pub mod link;
+pub mod membership;
+pub mod pack;
+pub mod scripts;
+mod sweeper;
+pub mod thread;
+
+pub use counters::StoreCounters;
+pub use thread::{RedisStore, StoreHandle, StoreSettings};

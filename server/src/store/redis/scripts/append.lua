@@ -1,0 +1,112 @@
+-- Keeps messages behind all that is kept, all of them or none.
+-- ARGV: 5 'holder', 'other' or 'anyone'; 6 the holder's generation, or the node of a holder that does not count, or '';
+--       7 that one's incarnation; 8 'free' when it may be refused, else 'owed'; 9 messages and 10 bytes that may be kept;
+--       then for each message its offset (0: give it one), its meta and its body.
+local author, is_free = ARGV[5], ARGV[8] == 'free'
+local messages_max, bytes_max = tonumber(ARGV[9]), tonumber(ARGV[10])
+local mine = is_mine
+
+if session.holder and author == 'holder' then
+    local generation = tonumber(ARGV[6])
+    if not (mine and (session.generation <= generation or session.asked == generation)) then
+        return elsewhere()
+    end
+elseif session.holder and author == 'other' then
+    local is_ours = session.holder == node and session.life <= incarnation
+    local is_past = session.holder == ARGV[6] and session.life == tonumber(ARGV[7])
+    if not is_ours and not is_past then
+        return elsewhere()
+    end
+end
+
+if length > 0 then
+    -- Only what has expired at the front: the sweep looks further.
+    local entries = redis.call('XRANGE', buf, '-', '+', 'COUNT', 1)
+    local first = entries[1] and decode(entries[1])
+    if not first or first.expires <= now then
+        local ids, cost = {}, 0
+        for _, entry in ipairs(redis.call('XRANGE', buf, '-', '+', 'COUNT', EXPIRED_PER_APPEND_MAX)) do
+            local message = decode(entry)
+            if message and message.expires > now then
+                break
+            end
+            ids[#ids + 1] = entry[1]
+            if message then
+                expired = expired + 1
+                cost = cost + message.cost
+                session.lost = math.max(session.lost, message.offset)
+            else
+                malformed = malformed + 1
+            end
+        end
+        drop(ids, cost)
+        redis.call('HSET', sess, 'lostOffset', text(session.lost), 'bytes', text(session.bytes), 'keptOffset',
+            text(session.kept), 'lastOffset', text(session.last))
+        outlive(sess, tonumber(ARGV[2]))
+    end
+end
+
+local count = (#ARGV - 10) / 3
+local seen = {}
+if length > 0 then
+    for _, entry in ipairs(redis.call('XREVRANGE', buf, '+', '-', 'COUNT', text(REPEAT_WINDOW + count))) do
+        local message = decode(entry)
+        local identity = message and string.match(message.meta, '^%d+')
+        if identity and not seen[identity] then
+            seen[identity] = message.offset
+        end
+    end
+end
+
+local kept, last, answer = session.kept, session.last, session.kept
+if not mine then
+    last = math.max(last, session.ceiling)
+end
+local held = author == 'holder' and is_held_by(tonumber(ARGV[6]))
+local new, new_offsets, bytes, latest = {}, {}, 0, 0
+for at = 11, #ARGV, 3 do
+    local offset, meta, body = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
+    local is_given = offset ~= 0
+    local identity = string.match(meta, '^%d+')
+    local seen_at = (is_free or not is_given) and seen[identity]
+    if seen_at then
+        answer = seen_at
+    else
+        if not is_given then
+            offset = math.min(math.max(last + 1, now * 4096), NUMBER_MAX)
+        end
+        answer = offset
+        if offset > NUMBER_MAX or (not is_given and offset <= last) then
+            return { OUT_OF_ORDER, expired, malformed }
+        end
+        if offset <= kept then
+            local is_here = new_offsets[offset] or (held and offset <= session.trimmed)
+                or (length > 0 and #redis.call('XRANGE', buf, text(offset), text(offset)) > 0)
+            if not is_here then
+                return { OUT_OF_ORDER, expired, malformed }
+            end
+        else
+            kept, last = offset, math.max(last, offset)
+            seen[identity] = offset
+            new_offsets[offset] = true
+            new[#new + 1] = { text(offset) .. '-0', meta, body }
+            bytes = bytes + #body + OVERHEAD_BYTES
+            latest = math.max(latest, tonumber(string.match(meta, '%d+$')))
+        end
+    end
+end
+if #new > 0 then
+    if is_free and (length + #new > messages_max or session.bytes + bytes > bytes_max) then
+        return { REFUSED, expired, malformed }
+    end
+    for _, message in ipairs(new) do
+        redis.call('XADD', buf, message[1], 'm', message[2], 'b', message[3])
+    end
+    redis.call('HSET', sess, 'keptOffset', text(kept), 'lastOffset', text(math.max(session.last, kept)),
+        'bytes', text(session.bytes + bytes))
+    -- The keys never go before their messages do.
+    local ttl = math.max(tonumber(ARGV[2]), math.min(latest, NUMBER_MAX) - now + TTL_MARGIN_MS)
+    outlive(sess, ttl)
+    outlive(buf, ttl)
+end
+return { APPENDED, expired, malformed, answer }

@@ -1,0 +1,7 @@
+//! The store against a real Redis.
+
+mod redis_server;
+mod rules;
+mod running;
+mod scripted;
+mod thread;

@@ -1,0 +1,128 @@
+//! A real Redis for a test: the one that `RTC_REDIS` names, or one started here and ended with the test.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to come up.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// Whether a written command is on disk when it is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    Synced,
+    Lazy,
+}
+
+/// A server of the test's own.
+pub struct RedisServer {
+    child: Option<Child>,
+    dir: PathBuf,
+    port: u16,
+    disk: Disk,
+}
+
+/// Where a Redis can be reached, and the server behind it if the test started one.
+pub struct Redis {
+    pub url: String,
+    _server: Option<RedisServer>,
+}
+
+impl Redis {
+    /// The server that `RTC_REDIS` names, else one of the test's own; `None` when there is none to be had.
+    pub fn any() -> Option<Self> {
+        if let Ok(url) = std::env::var("RTC_REDIS") {
+            return Some(Self { url, _server: None });
+        }
+        let server = RedisServer::start(Disk::Lazy)?;
+        Some(Self { url: server.url(), _server: Some(server) })
+    }
+}
+
+impl RedisServer {
+    /// Starts one on a free port; `None`, loudly, where the program is missing. In CI that fails the test.
+    pub fn start(disk: Disk) -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let dir = std::env::temp_dir().join(format!(
+            "rtc-redis-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        ));
+        std::fs::create_dir_all(&dir).unwrap();
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut server = Self { child: None, dir: dir.clone(), port, disk };
+            match server.run() {
+                Ok(true) => return Some(server),
+                // Somebody else took the port meanwhile.
+                Ok(false) => {}
+                Err(err) => {
+                    let message = format!("SKIPPED: no redis-server to test with ({err}); set RTC_REDIS or install it");
+                    assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
+                    println!("{message}");
+                    eprintln!("{message}");
+                    return None;
+                }
+            }
+        }
+        panic!("redis-server does not come up")
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on what it had written.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        assert!(self.run().unwrap(), "redis-server does not come up again");
+    }
+
+    fn run(&mut self) -> std::io::Result<bool> {
+        let sync = if self.disk == Disk::Synced { "always" } else { "no" };
+        let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
+        let child = Command::new(program)
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--daemonize", "no"])
+            .args(["--appendonly", "yes", "--appendfsync", sync, "--maxmemory-policy", "noeviction"])
+            .arg("--dir")
+            .arg(&self.dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let child = self.child.insert(child);
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            if child.try_wait()?.is_some() {
+                self.child = None;
+                return Ok(false);
+            }
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        Ok(false)
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
