@@ -1,5 +1,7 @@
 //! The store against a real Redis.
 
+mod garbage;
+mod membership;
 mod redis_server;
 mod rules;
 mod running;

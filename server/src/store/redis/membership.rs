@@ -196,6 +196,7 @@ impl Members {
             claim: IdClaim::default(),
             claim_at: Instant::now(),
             beat_at: Instant::now(),
+            answered_ms: None,
             load: LoadMeter::start(Instant::now()),
             has_ring: false,
             is_out: false,
@@ -247,6 +248,8 @@ struct Keeper {
     claim: IdClaim,
     claim_at: Instant,
     beat_at: Instant,
+    // The server's time in its last answer to a heartbeat.
+    answered_ms: Option<u64>,
     load: LoadMeter,
     has_ring: bool,
     // Another process has the id: this one must say nothing more.
@@ -387,8 +390,11 @@ impl Keeper {
             info!(nodes = membership.len(), "membership changed");
             self.membership.publish(membership.clone());
         }
-        let silent_ms = server_ms.saturating_sub(heard_ms);
-        if heard_ms > 0 && silent_ms > SILENCE_MS_MAX {
+        // From the last that was answered, too: one whose answer was lost may have been taken only just now.
+        let heard_ms = if heard_ms == 0 { server_ms } else { heard_ms };
+        let silent_ms = server_ms.saturating_sub(self.answered_ms.unwrap_or(heard_ms).min(heard_ms));
+        self.answered_ms = Some(server_ms);
+        if silent_ms > SILENCE_MS_MAX {
             self.counters.beats_late.add(1);
             warn!(silent_ms, "this node was silent so long that others may have taken it for dead");
             (self.events)(Event::Silent { silent_ms });

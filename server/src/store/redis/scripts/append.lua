@@ -6,6 +6,23 @@ local author, is_free = ARGV[5], ARGV[8] == 'free'
 local messages_max, bytes_max = tonumber(ARGV[9]), tonumber(ARGV[10])
 local mine = is_mine
 
+-- Takes out all entries above an offset, and lets the stream go on from there.
+local function clear_above(offset)
+    local entries
+    repeat
+        entries = redis.call('XRANGE', buf, '(' .. text(offset) .. '-0', '+', 'COUNT', CHUNK)
+        for _, entry in ipairs(entries) do
+            redis.call('XDEL', buf, entry[1])
+        end
+    until #entries < CHUNK
+    length = redis.call('XLEN', buf)
+    if length == 0 then
+        redis.call('UNLINK', buf)
+    else
+        redis.call('XSETID', buf, text(offset) .. '-0')
+    end
+end
+
 if session.holder and author == 'holder' then
     local generation = tonumber(ARGV[6])
     if not (mine and (session.generation <= generation or session.asked == generation)) then
@@ -58,6 +75,7 @@ if length > 0 then
     end
 end
 
+local kept_before = session.kept
 local kept, last, answer = session.kept, session.last, session.kept
 if not mine then
     last = math.max(last, session.ceiling)
@@ -99,8 +117,15 @@ if #new > 0 then
     if is_free and (length + #new > messages_max or session.bytes + bytes > bytes_max) then
         return { REFUSED, expired, malformed }
     end
-    for _, message in ipairs(new) do
-        redis.call('XADD', buf, message[1], 'm', message[2], 'b', message[3])
+    local first = redis.pcall('XADD', buf, new[1][1], 'm', new[1][2], 'b', new[1][3])
+    if type(first) == 'table' then
+        -- Somebody else has written to the stream, above our ids: what is not ours goes.
+        malformed = malformed + 1
+        clear_above(kept_before)
+        redis.call('XADD', buf, new[1][1], 'm', new[1][2], 'b', new[1][3])
+    end
+    for at = 2, #new do
+        redis.call('XADD', buf, new[at][1], 'm', new[at][2], 'b', new[at][3])
     end
     redis.call('HSET', sess, 'keptOffset', text(kept), 'lastOffset', text(math.max(session.last, kept)),
         'bytes', text(session.bytes + bytes))

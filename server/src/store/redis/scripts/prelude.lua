@@ -101,8 +101,14 @@ if is_lost then
     local info = redis.call('XINFO', 'STREAM', buf)
     for at = 1, #info, 2 do
         if info[at] == 'last-generated-id' then
-            session.kept = math.min(tonumber(string.match(info[at + 1], '^(%d+)')), NUMBER_MAX)
+            session.kept = tonumber(string.match(info[at + 1], '^(%d+)'))
         end
+    end
+    if session.kept > NUMBER_MAX then
+        -- Not one of ours.
+        local entry = redis.call('XREVRANGE', buf, text(NUMBER_MAX) .. '-0', '-', 'COUNT', 1)[1]
+        session.kept = entry and tonumber(string.match(entry[1], '^(%d+)')) or 0
+        malformed = malformed + 1
     end
 end
 if session.last < session.kept then
