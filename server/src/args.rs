@@ -81,12 +81,24 @@ pub struct Args {
         help_heading = "Node"
     )]
     pub echo: Option<bool>,
-    /// Kafka brokers, for several nodes; this build runs alone and refuses it
-    #[arg(long, value_name = "HOST:PORT,…", help_heading = "Node")]
+    /// Kafka brokers: with them and --redis the node is one of several
+    #[arg(long, value_name = "HOST:PORT,…", help_heading = "Cluster")]
     pub kafka: Option<String>,
-    /// Redis, for several nodes; this build runs alone and refuses it
-    #[arg(long, value_name = "redis://…", help_heading = "Node")]
+    /// Redis, Sentinel or Cluster: with it and --kafka the node is one of several
+    #[arg(long, value_name = "redis://…", help_heading = "Cluster")]
     pub redis: Option<String>,
+    /// Partitions of the node's topic when it is created: one for notices, the others for clients; the same on all nodes
+    #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "Cluster")]
+    pub kafka_partitions: Option<usize>,
+    /// More settings of the Kafka client library, such as security.protocol=ssl
+    #[arg(long, value_name = "KEY=VALUE,…", value_delimiter = ',', help_heading = "Cluster")]
+    pub kafka_options: Option<Vec<String>>,
+    /// How long a login waits for Redis before the client is welcomed without
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Cluster")]
+    pub claim_wait: Option<Duration>,
+    /// How long a login waits for the node that had its client before
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Cluster")]
+    pub takeover_wait: Option<Duration>,
 
     /// Open connections
     #[arg(long, value_name = "N", value_parser = parse_count, help_heading = "Limits")]

@@ -10,9 +10,11 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use ring::NodeId;
 use rtc_server::admin::AdminSettings;
+use rtc_server::cluster::ClusterSettings;
 use rtc_server::protocol::AckStatus;
 use rtc_server::shard::{OpeningRules, OutboxLimits, SessionLimits, Settings};
 use rtc_server::store::StoreLimits;
+use rtc_server::store::bounds::BufferLimits;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
@@ -27,6 +29,8 @@ pub const CONNECTIONS_DEFAULT: usize = 100_000;
 const SHARDS_MAX: usize = 1024;
 /// What a message costs in a buffer beside its payload, generously.
 const ENVELOPE_BYTES: usize = 4096;
+/// Partitions of one node's topic.
+const KAFKA_PARTITIONS_MAX: usize = 1024;
 /// The longest length of time that makes sense for any of these.
 const TIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// Publishers that wait longer would be forgotten.
@@ -61,6 +65,16 @@ pub struct Config {
     pub kafka: Option<String>,
     /// Redis.
     pub redis: Option<String>,
+    /// Partitions of the node's topic.
+    pub kafka_partitions: usize,
+    /// More settings of the Kafka client library.
+    pub kafka_options: Vec<String>,
+    /// How long a login waits for Redis.
+    #[serde(rename = "claim_wait_ms", with = "millis")]
+    pub claim_wait: Duration,
+    /// How long a login waits for the node that had its client before.
+    #[serde(rename = "takeover_wait_ms", with = "millis")]
+    pub takeover_wait: Duration,
 
     /// Open connections; none for [`CONNECTIONS_DEFAULT`], or as many as there are descriptors for.
     pub connections_max: Option<usize>,
@@ -160,6 +174,10 @@ impl Default for Config {
             echo: false,
             kafka: None,
             redis: None,
+            kafka_partitions: usize::from(rtc_server::bus::kafka::PARTITIONS),
+            kafka_options: Vec::new(),
+            claim_wait: Duration::from_secs(2),
+            takeover_wait: Duration::from_secs(10),
             connections_max: None,
             accepts_per_second_max: 50_000,
             message_bytes_max: 256 << 10,
@@ -234,7 +252,7 @@ impl Config {
         overlay!(listen admin_listen insecure_allow_anonymous allowed_origins io echo);
         overlay_optional!(node_id advertise_url zone shards kafka redis connections_max);
         overlay!(accepts_per_second_max message_bytes_max echo_bytes_max request_bytes_max);
-        overlay!(outbox_bytes_max outbox_messages_max);
+        overlay!(outbox_bytes_max outbox_messages_max kafka_partitions kafka_options claim_wait takeover_wait);
         overlay!(handshake_timeout ping_interval pong_timeout message_timeout stall_timeout ack_wait publish_wait drain_window);
         overlay!(message_ttl buffer_memory buffer_recipient_bytes_max buffer_recipient_messages_max);
         overlay!(buffer_sender_bytes_max buffer_bytes_max log log_format);
@@ -265,10 +283,16 @@ impl Config {
     fn check_bus(&self) -> anyhow::Result<()> {
         match (&self.kafka, &self.redis) {
             (None, None) => Ok(()),
-            (Some(_), None) => bail!("kafka is given, but this build runs alone: start it without"),
-            (None, Some(_)) => bail!("redis is given, but this build runs alone: start it without"),
+            (Some(_), None) => bail!("kafka is given without redis: several nodes need both, one alone needs neither"),
+            (None, Some(_)) => bail!("redis is given without kafka: several nodes need both, one alone needs neither"),
             (Some(_), Some(_)) => {
-                bail!("kafka and redis are given, but this build runs alone: start it without them")
+                for option in &self.kafka_options {
+                    ensure!(
+                        option.contains('='),
+                        "kafka_options has {option}: give key=value, such as security.protocol=ssl"
+                    );
+                }
+                Ok(())
             }
         }
     }
@@ -298,6 +322,7 @@ impl Config {
             ("buffer_recipient_messages_max", self.buffer_recipient_messages_max, 1, 1 << 30),
             ("buffer_sender_bytes_max", self.buffer_sender_bytes_max, outbox_bytes_min, 1 << 40),
             ("buffer_bytes_max", self.buffer_bytes_max, outbox_bytes_min, 1 << 40),
+            ("kafka_partitions", self.kafka_partitions, 2, KAFKA_PARTITIONS_MAX),
         ];
         for (key, value, min, max) in counts {
             ensure!((min..=max).contains(&value), "{key} is {value}: give {min} to {max}");
@@ -310,6 +335,8 @@ impl Config {
             ("message_timeout_ms", self.message_timeout, tick, TIME_MAX),
             ("stall_timeout_ms", self.stall_timeout, tick, TIME_MAX),
             ("ack_wait_ms", self.ack_wait, none, TIME_MAX),
+            ("claim_wait_ms", self.claim_wait, tick, TIME_MAX),
+            ("takeover_wait_ms", self.takeover_wait, tick, TIME_MAX),
             ("publish_wait_ms", self.publish_wait, tick, PUBLISH_WAIT_MAX),
             ("drain_window_ms", self.drain_window, none, rtc_server::drain::WINDOW_MAX),
             ("message_ttl_ms", self.message_ttl, tick, 365 * TIME_MAX),
@@ -380,7 +407,7 @@ impl Config {
             session: SessionLimits {
                 outbox: OutboxLimits { bytes: self.outbox_bytes_max, messages: self.outbox_messages_max },
                 ack_wait_ms: millis::of(self.ack_wait),
-                kept_status: AckStatus::Held,
+                kept_status: if self.kafka.is_some() { AckStatus::Stored } else { AckStatus::Held },
             },
             message_ttl_ms: millis::of(self.message_ttl),
             store: StoreLimits {
@@ -391,8 +418,31 @@ impl Config {
                 memory_ms: millis::of(self.buffer_memory),
             },
             connections_max: self.connections_max.unwrap_or(CONNECTIONS_DEFAULT),
+            claim_wait: self.claim_wait,
+            takeover_wait: self.takeover_wait,
+            lanes: u16::try_from(self.kafka_partitions - 1).unwrap_or(u16::MAX),
             accepts_per_second: u32::try_from(self.accepts_per_second_max as usize / shards).unwrap_or(u32::MAX).max(1),
         }
+    }
+
+    /// How the node joins others; none if it runs alone.
+    pub fn cluster(&self) -> Option<ClusterSettings> {
+        let (brokers, redis) = (self.kafka.as_ref()?, self.redis.as_ref()?);
+        let mut kafka = rtc_server::bus::kafka::Config::new(brokers, self.message_bytes_max);
+        kafka.partitions = u16::try_from(self.kafka_partitions).unwrap_or(u16::MAX);
+        let options = self.kafka_options.iter().filter_map(|option| option.split_once('='));
+        kafka.options = options.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect();
+        Some(ClusterSettings {
+            kafka,
+            redis: redis.clone(),
+            url: self.advertise_url.clone(),
+            zone: self.zone.clone(),
+            buffer: BufferLimits {
+                recipient_bytes: self.buffer_recipient_bytes_max,
+                recipient_messages: self.buffer_recipient_messages_max,
+            },
+            memory: self.message_ttl.max(self.buffer_memory),
+        })
     }
 
     /// What the admin port is told.

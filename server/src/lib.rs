@@ -9,6 +9,7 @@
 //! | [`shard`] | a pinned thread and the clients whose home it is |
 //! | [`protocol`] | the client protocol as values |
 //! | [`routing`] | which node a message is for |
+//! | [`cluster`] | what one node of several has beside its shards |
 //! | [`bus`] | the way to other nodes |
 //! | [`store`] | replay buffers |
 //! | [`load`] | how busy the machine is |
@@ -18,6 +19,7 @@
 
 pub mod admin;
 pub mod bus;
+pub mod cluster;
 pub mod drain;
 pub mod load;
 pub mod metrics;

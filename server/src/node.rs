@@ -4,13 +4,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, unbounded};
 use ring::{NodeId, Ring, RingVersion, SharedRing, Weight};
 use thiserror::Error;
 
+use crate::cluster::{Cluster, ClusterSettings, JoinError, Links, begin_life};
 use crate::drain::{Begun, Drain};
 use crate::metrics::Counters;
 use crate::protocol::ClientId;
@@ -22,6 +23,8 @@ use crate::sys;
 const MAILBOX_CAPACITY: usize = 16_384;
 /// How often a full mailbox is tried again.
 const MAILBOX_RETRY: Duration = Duration::from_millis(1);
+/// How long a starting node waits for the brokers, to tell whether its topic fits; then it serves all the same.
+const BROKER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long an order that concerns every shard is tried.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a shard may take to say what it knows of a client.
@@ -38,6 +41,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// It cannot join the others.
+    #[error("{0}")]
+    Join(#[from] JoinError),
     /// A shard's thread, runtime or mailbox cannot be had.
     #[error("a shard cannot be started: {0}")]
     Shard(io::Error),
@@ -47,6 +53,7 @@ pub enum StartError {
 pub struct Node {
     handle: Handle,
     news: Receiver<News>,
+    cluster: Option<Cluster>,
 }
 
 /// What may be asked of a running node, from any thread. Cheap to clone.
@@ -64,6 +71,7 @@ struct Inner {
     mailboxes: Vec<mailbox::Sender<Mail>>,
     drain: Drain,
     started_at: Instant,
+    links: Option<Links>,
 }
 
 /// From a shard's thread to whoever holds the node.
@@ -82,7 +90,12 @@ impl Node {
         shards: NonZeroUsize,
         settings: Settings,
         driver: Driver,
+        cluster: Option<ClusterSettings>,
     ) -> Result<Self, StartError> {
+        let life = match &cluster {
+            Some(cluster) => begin_life(&cluster.redis, &settings.node_id)?,
+            None => 0,
+        };
         // A node without this option uses more memory and is otherwise the same.
         let _ = sys::disable_huge_pages();
         let listeners = bind_all(listen, shards).map_err(|source| StartError::Listen { addr: listen, source })?;
@@ -90,7 +103,11 @@ impl Node {
             Some(Ok(bound)) => bound,
             _ => listen,
         };
-        let ring = ring_of_one(&settings.node_id).map_err(StartError::Shard)?;
+        let ring = match cluster {
+            // Announced by the balancer; until then sessions are found through the store.
+            Some(_) => SharedRing::new(),
+            None => ring_of_one(&settings.node_id).map_err(StartError::Shard)?,
+        };
         let mut mailboxes = Vec::new();
         let mut receivers = Vec::new();
         for _ in 0..shards.get() {
@@ -102,6 +119,23 @@ impl Node {
         let settings = Arc::new(settings);
         let shared = Arc::new(Shared::default());
         let counters: Vec<_> = (0..shards.get()).map(|_| Arc::new(Counters::default())).collect();
+        let drain = Drain::default();
+        let drains = Arc::new(OnceLock::<Handle>::new());
+        let cluster = match cluster {
+            None => None,
+            Some(cluster) => {
+                let drains = Arc::clone(&drains);
+                let on_drain = move |window| {
+                    if let Some(handle) = drains.get() {
+                        handle.drain(window);
+                    }
+                };
+                let cluster = Cluster::start(cluster, &node_id, life, &mailboxes, &ring, counters.clone(), on_drain)?;
+                cluster.check(BROKER_PATIENCE)?;
+                Some(cluster)
+            }
+        };
+        let links = cluster.as_ref().map(|cluster| cluster.links().clone());
         let (news_sender, news) = unbounded();
         for (index, ((listener, mail), counters)) in listeners.into_iter().zip(receivers).zip(&counters).enumerate() {
             let started = news_sender.clone();
@@ -112,6 +146,7 @@ impl Node {
                 shared: Arc::clone(&shared),
                 counters: Arc::clone(counters),
                 ring: ring.clone(),
+                links: links.clone(),
                 listener,
                 mail,
                 mailboxes: mailboxes.clone(),
@@ -128,10 +163,10 @@ impl Node {
             };
             thread.spawn(run).map_err(StartError::Shard)?;
         }
-        let drain = Drain::default();
         let started_at = Instant::now();
-        let inner = Inner { node_id, listen, driver, counters, ring, mailboxes, drain, started_at };
-        let node = Self { handle: Handle { inner: Arc::new(inner) }, news };
+        let inner = Inner { node_id, listen, driver, counters, ring, mailboxes, drain, started_at, links };
+        let node = Self { handle: Handle { inner: Arc::new(inner) }, news, cluster };
+        let _ = drains.set(node.handle.clone());
         for _ in 0..shards.get() {
             node.await_start()?;
         }
@@ -155,7 +190,15 @@ impl Node {
     ///
     /// # Errors
     /// The first shard's error, if one failed.
-    pub fn join(self) -> io::Result<()> {
+    pub fn join(mut self) -> io::Result<()> {
+        let result = self.await_shards();
+        if let Some(cluster) = self.cluster.take() {
+            cluster.stop();
+        }
+        result
+    }
+
+    fn await_shards(&self) -> io::Result<()> {
         let mut running = self.handle.shards().get();
         while running > 0 {
             match self.news.recv() {
@@ -200,6 +243,11 @@ impl Handle {
     /// The ring of nodes.
     pub fn ring(&self) -> &SharedRing {
         &self.inner.ring
+    }
+
+    /// What joins it to others; none if it runs alone.
+    pub fn links(&self) -> Option<&Links> {
+        self.inner.links.as_ref()
     }
 
     /// How far it is on its way out.

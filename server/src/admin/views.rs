@@ -30,10 +30,18 @@ pub(super) fn ready(office: &Office) -> Response {
         ready: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        warning: Option<&'a str>,
     }
+    let missing = office.node.links().and_then(crate::cluster::Links::missing);
+    let weakness = office.node.links().and_then(crate::cluster::Links::weakness);
+    let warning = weakness.as_deref().map(String::as_str);
     match phase(office) {
-        Phase::Serving => Response::json(200, &Ready { ready: true, reason: None }),
-        phase => Response::json(503, &Ready { ready: false, reason: Some(phase.as_str()) }),
+        Phase::Serving => {
+            let status = if missing.is_some() { 503 } else { 200 };
+            Response::json(status, &Ready { ready: missing.is_none(), reason: missing, warning })
+        }
+        phase => Response::json(503, &Ready { ready: false, reason: Some(phase.as_str()), warning }),
     }
 }
 
@@ -178,6 +186,9 @@ pub(super) fn metrics(office: &Office) -> Response {
     let node = &office.node;
     let mut page = Page::default();
     page.add_counters(node.counters());
+    if let Some(links) = node.links() {
+        links.add_to(&mut page);
+    }
     let version = node.ring().load().map_or(0, |ring| ring.version().get());
     // The alphabet of node ids needs no escapes.
     let node_label = format!("node_id=\"{}\"", node.node_id());

@@ -406,7 +406,9 @@ fn parse_notice(kind: &[u8], value: &str) -> Result<Record, Poison> {
 
 fn parse_trail(header: &[u8]) -> Option<Vec<u64>> {
     let text = std::str::from_utf8(header).ok()?;
-    let is_trail = text.len().is_multiple_of(16) && text.len() <= 16 * TRAIL_MAX && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_trail = text.len().is_multiple_of(16)
+        && text.len() <= 16 * TRAIL_MAX
+        && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let marks = (0..text.len() / 16).map(|index| u64::from_str_radix(text.get(16 * index..16 * (index + 1))?, 16).ok());
     if is_trail { marks.collect() } else { None }
 }

@@ -273,6 +273,20 @@ impl Dispatcher {
         requests >= REQUESTS_MAX || self.out.parcels.len() >= PARCELS_MAX
     }
 
+    /// True when nothing is on its way to the store or to the bus, and no session is left.
+    pub fn is_settled(&self) -> bool {
+        self.store.is_local()
+            || (self.sessions.is_empty()
+                && self.produced.is_empty()
+                && self.out.parcels.is_empty()
+                && self.out.finished.is_empty()
+                && !self.is_asking())
+    }
+
+    fn is_asking(&self) -> bool {
+        matches!(&self.store, AnyStore::Remote(remote) if !remote.requests.is_empty())
+    }
+
     /// The session of a client that is logged in here.
     pub fn find_session(&self, hash: u64, client: &str) -> Option<Key> {
         let is_it = |index: &u32| self.sessions.at(*index).is_some_and(|(_, session)| session.id().as_str() == client);

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use ring::NodeId;
 
+use crate::bus::Bus;
+use crate::cluster::Links;
 use crate::metrics::Counters;
 use crate::protocol::ClientId;
 use crate::publish::PublishAnswers;
@@ -70,6 +72,12 @@ pub struct Settings {
     pub connections_max: usize,
     /// The most new connections of this shard in a second.
     pub accepts_per_second: u32,
+    /// How long a login waits for the store before it goes on without.
+    pub claim_wait: Duration,
+    /// How long it waits for the former holder of its client.
+    pub takeover_wait: Duration,
+    /// Partitions for clients in each node's topic.
+    pub lanes: u16,
 }
 
 /// What the shards of a node share: only counts that are compared, never state.
@@ -90,6 +98,8 @@ pub(super) struct State {
     pub pool: Pool,
     pub connections: Slab<Connection>,
     pub dispatch: Dispatcher,
+    pub links: Option<Links>,
+    pub end_by: Option<super::clock::Tick>,
     pub publishers: PublishAnswers,
     pub drain: Option<Drain>,
     pub is_stopping: bool,
@@ -108,6 +118,44 @@ pub(super) struct State {
 }
 
 impl State {
+    /// Hands over what is for the bus and the store, until one is full; the rest waits for the next turn.
+    pub fn send_on(&mut self) {
+        let Some(links) = &self.links else { return };
+        let out = &mut self.dispatch.out;
+        if !out.finished.is_empty() {
+            links.bus.finish(&out.finished);
+            out.finished.clear();
+        }
+        for fence in out.passed.drain(..) {
+            links.bus.pass(fence);
+        }
+        while let Some(parcel) = out.parcels.pop_front() {
+            if let Err(parcel) = links.bus.publish(parcel) {
+                out.parcels.push_front(parcel);
+                break;
+            }
+        }
+        let shard = self.dispatch.me.shard;
+        let Some(requests) = self.dispatch.requests() else { return };
+        while let Some((ticket, request)) = requests.pop_front() {
+            if let Err(request) = links.store.post(shard, ticket, request) {
+                requests.push_front((ticket, request));
+                break;
+            }
+        }
+    }
+
+    /// Once a second: who is alive.
+    pub fn look_around(&mut self) {
+        if let Some(links) = &self.links {
+            let membership = links.membership.load();
+            if membership.is_known() {
+                let live = membership.iter().map(|(node, _)| node.clone()).collect();
+                self.dispatch.live_nodes = Some(Arc::new(live));
+            }
+        }
+    }
+
     /// Begins a turn.
     pub fn refresh_clock(&mut self) {
         self.clock.refresh();

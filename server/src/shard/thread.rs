@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use monoio::RuntimeBuilder;
 use ring::SharedRing;
@@ -15,9 +16,10 @@ use rustix::event::epoll::Event;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use crate::bus::Address;
+use crate::cluster::Links;
 use crate::metrics::Counters;
 use crate::routing::{Dispatcher, Now, Rules};
-use crate::store::{AnyStore, LocalStore};
+use crate::store::{AnyStore, LocalStore, RemoteStore};
 
 use super::clock::{Clock, TICK};
 use super::connection::{self, Purpose};
@@ -32,6 +34,10 @@ use super::state::{Settings, Shared, State};
 
 /// Connections accepted in one turn.
 const ACCEPTS_PER_TURN: usize = 256;
+/// How far ahead of the clock a claim reserves offsets.
+const CEILING_MS: u64 = 60_000;
+/// How long a shard that ends waits for the store and the bus.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
 /// Pieces of mail acted on in one turn.
 const MAIL_PER_TURN: usize = 1024;
 /// Connections past the limit that are still told so; the next are closed without a word.
@@ -55,6 +61,8 @@ pub struct Parts {
     pub counters: Arc<Counters>,
     /// The ring of nodes.
     pub ring: SharedRing,
+    /// The ways to the bus and the store; none on a node that runs alone.
+    pub links: Option<Links>,
     /// Where it accepts.
     pub listener: TcpListener,
     /// Its own mail.
@@ -156,6 +164,7 @@ async fn turns(mut parts: Parts) -> io::Result<()> {
         }
         shard.with(|state| {
             state.post_waiting();
+            state.send_on();
             for key in std::mem::take(&mut state.paused) {
                 state.wake(key);
             }
@@ -189,6 +198,8 @@ fn new_state(parts: &Parts) -> State {
         pool: super::buffers::Pool::default(),
         connections: super::slab::Slab::default(),
         dispatch: new_dispatcher(parts, clock.now()),
+        links: parts.links.clone(),
+        end_by: None,
         publishers: crate::publish::PublishAnswers::default(),
         drain: None,
         is_stopping: false,
@@ -207,17 +218,28 @@ fn new_state(parts: &Parts) -> State {
 fn new_dispatcher(parts: &Parts, now: Now) -> Dispatcher {
     let settings = &parts.settings;
     let shard = u16::try_from(parts.index).unwrap_or(u16::MAX);
-    let me = Address { node: settings.node_id.clone(), incarnation: 0, shard };
+    let me = Address {
+        node: settings.node_id.clone(),
+        incarnation: parts.links.as_ref().map_or(0, |links| links.incarnation),
+        shard,
+    };
     let rules = Rules {
         session: settings.session,
         message_ttl_ms: settings.message_ttl_ms,
-        claim_wait_ms: 2_000,
-        takeover_wait_ms: 10_000,
-        ceiling_ms: 60_000,
-        lanes: 8,
+        claim_wait_ms: millis(settings.claim_wait),
+        takeover_wait_ms: millis(settings.takeover_wait),
+        ceiling_ms: CEILING_MS,
+        lanes: settings.lanes,
     };
-    let store = AnyStore::Local(LocalStore::new(settings.store));
+    let store = match parts.links {
+        None => AnyStore::Local(LocalStore::new(settings.store)),
+        Some(_) => AnyStore::Remote(RemoteStore::default()),
+    };
     Dispatcher::new(me, rules, store, parts.ring.reader(), Arc::clone(&parts.counters), now)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Shard {
@@ -333,8 +355,18 @@ impl Shard {
                 }
                 Some(Mail::AskedTwice(key)) => self.with(|state| state.count_off(state.index, key)),
                 Some(Mail::Order(order)) => self.obey(order),
-                // A node that runs alone has asked nobody.
-                Some(Mail::Record(_) | Mail::Produced(_) | Mail::Stored(..)) => {}
+                Some(Mail::Record(arrived)) => self.with(|state| {
+                    state.dispatch.on_record(*arrived);
+                    state.settle_dispatch();
+                }),
+                Some(Mail::Produced(ticket)) => self.with(|state| {
+                    state.dispatch.on_produced(ticket);
+                    state.settle_dispatch();
+                }),
+                Some(Mail::Stored(ticket, answer)) => self.with(|state| {
+                    state.dispatch.on_store(ticket, *answer);
+                    state.settle_dispatch();
+                }),
             }
         }
         mail.wake_again();
@@ -404,8 +436,14 @@ impl Shard {
             if state.ticks.is_multiple_of(POOL_TRIM_TICKS) {
                 state.pool.trim();
             }
+            if state.ticks.is_multiple_of(POOL_TRIM_TICKS) {
+                state.look_around();
+            }
             if state.is_stopping && state.connections.is_empty() {
-                self.is_over.set(true);
+                let now = state.clock.tick;
+                let end_by = *state.end_by.get_or_insert(now);
+                // What is not acknowledged is still on its way to the store.
+                self.is_over.set(state.dispatch.is_settled() || now.since(end_by) >= SETTLE_TIME);
             }
         });
     }

@@ -179,6 +179,7 @@ pub fn message(client: &str, number: u64) -> Posted {
         ts_ms: 1_700_000_000_000 + number,
         ttl_ms: None,
         hops: 1,
+        trail: Vec::new(),
     }
 }
 

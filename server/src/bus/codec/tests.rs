@@ -96,7 +96,10 @@ fn the_value_of_a_message_is_the_envelope_of_the_client_protocol() {
         r#"{"type":"message","msgId":"m-1","from":"alice","toClientId":"bob","payload":{"a" : [1,"\u00e9"]},"ts":1700000000000,"ttlMs":60000}"#
     );
     let origin = format!("node-1.x_Y/{}/7", u64::MAX);
-    assert_eq!(headers, Headers { kind: "message", origin, hops: Some(2), trail: Some("0000000000000001ffffffffffffffff".to_owned()) });
+    assert_eq!(
+        headers,
+        Headers { kind: "message", origin, hops: Some(2), trail: Some("0000000000000001ffffffffffffffff".to_owned()) }
+    );
 }
 
 #[test]

@@ -28,4 +28,7 @@ mod sweeper;
 pub mod thread;
 
 pub use counters::StoreCounters;
-pub use thread::{RedisStore, StoreHandle, StoreSettings};
+pub use lease::Lease;
+pub use link::BadUrl;
+pub use membership::{Claimed, Event, Figures, Identity, Members, claim_node_id, new_incarnation};
+pub use thread::{RedisStore, StartError, StoreHandle, StoreSettings};
