@@ -156,6 +156,9 @@ impl Cluster {
     ///
     /// # Errors
     /// When a setting cannot be used, or a thread cannot be had.
+    ///
+    /// # Panics
+    /// Never: the first lease that a node wants always fits.
     pub fn start(
         settings: ClusterSettings,
         node: &NodeId,

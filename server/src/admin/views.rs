@@ -26,8 +26,10 @@ pub(super) fn live() -> Response {
 /// Whether new connections should come here.
 pub(super) fn ready(office: &Office) -> Response {
     #[derive(Serialize)]
+    #[allow(clippy::struct_field_names, reason = "the names of the wire")]
     struct Ready<'a> {
-        ready: bool,
+        #[serde(rename = "ready")]
+        is_ready: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,9 +41,9 @@ pub(super) fn ready(office: &Office) -> Response {
     match phase(office) {
         Phase::Serving => {
             let status = if missing.is_some() { 503 } else { 200 };
-            Response::json(status, &Ready { ready: missing.is_none(), reason: missing, warning })
+            Response::json(status, &Ready { is_ready: missing.is_none(), reason: missing, warning })
         }
-        phase => Response::json(503, &Ready { ready: false, reason: Some(phase.as_str()), warning }),
+        phase => Response::json(503, &Ready { is_ready: false, reason: Some(phase.as_str()), warning }),
     }
 }
 

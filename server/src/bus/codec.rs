@@ -5,6 +5,7 @@
 //! whoever can write to the topic may have written anything.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use ring::{NodeId, hash_key};
 use serde::Deserialize;
@@ -145,7 +146,12 @@ pub fn encode(parcel: &Parcel, value: &mut Vec<u8>) -> Headers {
     };
     let trail = match &parcel.record {
         Record::Message(posted) if !posted.trail.is_empty() => {
-            Some(posted.trail.iter().map(|mark| format!("{mark:016x}")).collect())
+            let mut digits = String::with_capacity(16 * posted.trail.len());
+            for mark in &posted.trail {
+                // Writing to a `String` cannot fail.
+                let _ = write!(digits, "{mark:016x}");
+            }
+            Some(digits)
         }
         _ => None,
     };
