@@ -26,15 +26,15 @@ pub fn fit(config: &mut Config, descriptors: usize) -> anyhow::Result<Option<usi
     let reserved = RESERVED + RESERVED_PER_SHARD * config.shards().get();
     let room = descriptors.saturating_sub(reserved);
     match config.connections_max {
+        _ if room == 0 => bail!(
+            "this process may open {descriptors} files and the node itself needs {reserved}: \
+             raise the limit (ulimit -Hn, LimitNOFILE= in a systemd unit)"
+        ),
         Some(wanted) if wanted > room => bail!(
             "connections_max is {wanted} but this process may open {descriptors} files, of which the node itself needs \
              {reserved}: raise the limit (ulimit -Hn, LimitNOFILE= in a systemd unit) or ask for {room} connections"
         ),
         Some(_) => Ok(None),
-        None if room == 0 => bail!(
-            "this process may open {descriptors} files and the node itself needs {reserved}: \
-             raise the limit (ulimit -Hn, LimitNOFILE= in a systemd unit)"
-        ),
         None => {
             config.connections_max = Some(room.min(CONNECTIONS_DEFAULT));
             Ok((room < CONNECTIONS_DEFAULT).then_some(room))
