@@ -104,6 +104,16 @@ fn clients_that_leave_and_return_lose_nothing_at_the_real_server() {
 }
 
 #[test]
+fn who_is_away_when_the_run_ends_is_waited_for() {
+    // Hardly anything is sent, so that nothing but the clients is outstanding; and mostly some of them are away.
+    let line = "resume --connections 16 --rate 20 --duration 200ms --warm-up 0s --drain 10s --cut-interval 60ms";
+    for _ in 0..5 {
+        let (code, report) = steady_report(line, || toy_url(Fault::None));
+        assert_eq!((code, count(&report, "failed")), (0, 0), "{report}");
+    }
+}
+
+#[test]
 fn each_fault_of_the_server_is_found_behind_what_clients_forgive() {
     for (fault, field) in [
         (Fault::Lose, "lost"),

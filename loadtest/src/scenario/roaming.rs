@@ -77,13 +77,13 @@ async fn send(context: &Context, desk: &Desk, fleet: &Rc<Fleet>, window: Window)
     }
 }
 
-/// Until everything was confirmed and has arrived, or the time for it is over.
+/// Until everyone is back and everything has arrived, or the time for it is over.
 async fn drain(context: &Context, desk: &Desk, fleet: &Rc<Fleet>) -> io::Result<()> {
     let deadline = context.clock.now().saturating_add(nanos(context.config.drain));
     let mut looks_at = 0;
     loop {
         let now = context.clock.now();
-        if now >= deadline || now >= looks_at && fleet.outstanding() == 0 {
+        if now >= deadline || now >= looks_at && fleet.is_settled() {
             return Ok(());
         }
         if now >= looks_at {

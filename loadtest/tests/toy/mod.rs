@@ -122,7 +122,8 @@ pub fn serve(fault: Fault) -> SocketAddr {
         name: format!("toy-{}", addr.port()),
         clients: Mutex::default(),
         messages: AtomicU64::new(0),
-        offsets: AtomicU64::new(1),
+        // A new client begins after the newest offset, which may not be 0: that is the position of who is new.
+        offsets: AtomicU64::new(1000),
     });
     thread::spawn(move || {
         for stream in listener.incoming() {

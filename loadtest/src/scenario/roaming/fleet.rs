@@ -276,10 +276,14 @@ impl Fleet {
         }
     }
 
-    /// Messages that are not confirmed, and those that are and have not arrived.
-    pub(super) fn outstanding(&self) -> u64 {
-        let unconfirmed: u64 = self.clients.iter().map(|client| client.borrow().outgoing.len() as u64).sum();
-        unconfirmed + self.streams.borrow().iter().map(Stream::owed).sum::<u64>()
+    /// True when everyone is back, everything is confirmed, and all that is has arrived.
+    pub(super) fn is_settled(&self) -> bool {
+        let is_settled = |client: &Client| {
+            let is_back = client.live.is_some() || client.is_stopped || !client.was_welcomed;
+            is_back && client.outgoing.len() == 0
+        };
+        self.clients.iter().all(|client| is_settled(&client.borrow()))
+            && self.streams.borrow().iter().all(|stream| stream.owed() == 0)
     }
 
     /// Every connection is closed, and no other opened.
