@@ -14,6 +14,7 @@ use super::link::Link;
 pub const LEASE_TIME: Duration = Duration::from_secs(10);
 /// The holder stops so much earlier: clocks drift, and what it has begun must end.
 const LEASE_MARGIN: Duration = Duration::from_secs(2);
+const HELD_TIME: Duration = LEASE_TIME.saturating_sub(LEASE_MARGIN);
 /// A held lease is renewed this often.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 /// A lease that somebody else holds is asked for this often.
@@ -96,7 +97,7 @@ impl LeaseKeeper {
             _ => None,
         };
         if let Some(token) = token {
-            held.store(Some(Arc::new(Held { token, until: now + LEASE_TIME - LEASE_MARGIN })));
+            held.store(Some(Arc::new(Held { token, until: now + HELD_TIME })));
             self.ask_at = now + RENEW_INTERVAL;
         } else {
             held.store(None);

@@ -62,14 +62,13 @@ impl Sweeper {
     }
 
     fn look(&mut self) -> Result<usize, RedisError> {
-        let link = match &mut self.link {
-            Some(link) => link,
-            None => {
-                let mut link = self.address.connect(REPLY_LIMIT)?;
-                self.caller.set_hashes(load_scripts(&mut link)?);
-                self.backoff.succeed();
-                self.link.insert(link)
-            }
+        let link = if let Some(link) = &mut self.link {
+            link
+        } else {
+            let mut link = self.address.connect(REPLY_LIMIT)?;
+            self.caller.set_hashes(load_scripts(&mut link)?);
+            self.backoff.succeed();
+            self.link.insert(link)
         };
         let now_ms = server_time_ms(link)?;
         let limit = CLIENTS_PER_LOOK.to_string();
@@ -87,19 +86,18 @@ impl Sweeper {
         let visited = due.len();
         let mut clients = Vec::with_capacity(due.len());
         for member in due {
-            match std::str::from_utf8(&member).ok().and_then(keys::decode) {
-                Some(client) => clients.push(client),
-                None => {
-                    self.shared.counters.malformed_swept.add(1);
-                    let mut pack = Pack::default();
-                    pack.begin(3);
-                    pack.text("ZREM");
-                    pack.text(keys::DUE);
-                    pack.arg(&member);
-                    link.send(&pack)?;
-                    link.receive()?;
-                }
+            if let Some(client) = std::str::from_utf8(&member).ok().and_then(keys::decode) {
+                clients.push(client);
+                continue;
             }
+            self.shared.counters.malformed_swept.add(1);
+            let mut pack = Pack::default();
+            pack.begin(3);
+            pack.text("ZREM");
+            pack.text(keys::DUE);
+            pack.arg(&member);
+            link.send(&pack)?;
+            link.receive()?;
         }
         let first = sweep(link, &self.caller, &self.shared, &clients, false)?;
         let (some, none): (Vec<_>, Vec<_>) = clients.into_iter().zip(first).partition(|(_, next)| *next > 0);

@@ -395,26 +395,21 @@ impl Worker {
             return Ok(());
         }
         let counters = &self.shared.counters;
-        let answer = match codec::reply(value) {
-            Ok(reply) => {
-                counters.expired.add(reply.expired);
-                counters.malformed.add(reply.malformed);
-                match (reply.outcome, &mut job.request) {
-                    (Outcome::Answer(answer), _) => answer,
-                    (Outcome::PageOn(offset), StoreRequest::Page { after, .. }) => {
-                        *after = offset;
-                        self.keep(job);
-                        return Ok(());
-                    }
-                    (Outcome::PageOn(_) | Outcome::Swept(_), request) => {
-                        counters.refused.add(1);
-                        not_done(request)
-                    }
-                }
+        let reply = codec::reply(value).ok();
+        if let Some(reply) = &reply {
+            counters.expired.add(reply.expired);
+            counters.malformed.add(reply.malformed);
+        }
+        let answer = match (reply.map(|reply| reply.outcome), &mut job.request) {
+            (Some(Outcome::Answer(answer)), _) => answer,
+            (Some(Outcome::PageOn(offset)), StoreRequest::Page { after, .. }) => {
+                *after = offset;
+                self.keep(job);
+                return Ok(());
             }
-            Err(codec::ForeignReply) => {
+            (_, request) => {
                 counters.refused.add(1);
-                not_done(&job.request)
+                not_done(request)
             }
         };
         self.answer(&job, answer);
@@ -496,8 +491,8 @@ impl Worker {
         let _ = link.ask(&["CLIENT", "SETNAME", &self.name]);
         if let Some(former) = self.former.take().map(|id| id.to_string()) {
             let is_ours = match link.ask(&["CLIENT", "LIST", "ID", &former]) {
-                Ok(Value::BulkString(line)) => {
-                    String::from_utf8_lossy(&line).contains(&format!(" name={} ", self.name))
+                Ok(Value::BulkString(text)) => {
+                    String::from_utf8_lossy(&text).contains(&format!(" name={} ", self.name))
                 }
                 Ok(Value::VerbatimString { text, .. }) => text.contains(&format!(" name={} ", self.name)),
                 _ => false,
