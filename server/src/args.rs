@@ -96,6 +96,9 @@ pub struct Args {
     /// How long a login waits for Redis before the client is welcomed without
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Cluster")]
     pub claim_wait: Option<Duration>,
+    /// Clients advised in a second to go to the node that owns them
+    #[arg(long, value_name = "N", value_parser = parse_rate, help_heading = "Cluster")]
+    pub moves_per_second_max: Option<u32>,
     /// How long a login waits for the node that had its client before
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Cluster")]
     pub takeover_wait: Option<Duration>,

@@ -69,6 +69,8 @@ pub struct Config {
     pub kafka_partitions: usize,
     /// More settings of the Kafka client library.
     pub kafka_options: Vec<String>,
+    /// Clients advised in a second to move.
+    pub moves_per_second_max: u32,
     /// How long a login waits for Redis.
     #[serde(rename = "claim_wait_ms", with = "millis")]
     pub claim_wait: Duration,
@@ -176,6 +178,7 @@ impl Default for Config {
             redis: None,
             kafka_partitions: usize::from(rtc_server::bus::kafka::PARTITIONS),
             kafka_options: Vec::new(),
+            moves_per_second_max: 200,
             claim_wait: Duration::from_secs(2),
             takeover_wait: Duration::from_secs(10),
             connections_max: None,
@@ -252,7 +255,8 @@ impl Config {
         overlay!(listen admin_listen insecure_allow_anonymous allowed_origins io echo);
         overlay_optional!(node_id advertise_url zone shards kafka redis connections_max);
         overlay!(accepts_per_second_max message_bytes_max echo_bytes_max request_bytes_max);
-        overlay!(outbox_bytes_max outbox_messages_max kafka_partitions kafka_options claim_wait takeover_wait);
+        overlay!(outbox_bytes_max outbox_messages_max kafka_partitions kafka_options moves_per_second_max);
+        overlay!(claim_wait takeover_wait);
         overlay!(handshake_timeout ping_interval pong_timeout message_timeout stall_timeout ack_wait publish_wait drain_window);
         overlay!(message_ttl buffer_memory buffer_recipient_bytes_max buffer_recipient_messages_max);
         overlay!(buffer_sender_bytes_max buffer_bytes_max log log_format);
@@ -322,6 +326,7 @@ impl Config {
             ("buffer_recipient_messages_max", self.buffer_recipient_messages_max, 1, 1 << 30),
             ("buffer_sender_bytes_max", self.buffer_sender_bytes_max, outbox_bytes_min, 1 << 40),
             ("buffer_bytes_max", self.buffer_bytes_max, outbox_bytes_min, 1 << 40),
+            ("moves_per_second_max", self.moves_per_second_max as usize, 1, 1_000_000),
             ("kafka_partitions", self.kafka_partitions, 2, KAFKA_PARTITIONS_MAX),
         ];
         for (key, value, min, max) in counts {
@@ -418,6 +423,7 @@ impl Config {
                 memory_ms: millis::of(self.buffer_memory),
             },
             connections_max: self.connections_max.unwrap_or(CONNECTIONS_DEFAULT),
+            moves_per_second: u32::try_from(self.moves_per_second_max as usize / shards).unwrap_or(u32::MAX).max(1),
             claim_wait: self.claim_wait,
             takeover_wait: self.takeover_wait,
             lanes: u16::try_from(self.kafka_partitions - 1).unwrap_or(u16::MAX),

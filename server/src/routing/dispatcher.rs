@@ -294,6 +294,14 @@ impl Dispatcher {
         self.sessions.at(index).map(|(key, _)| key)
     }
 
+    /// The other node that owns a session's client by the ring.
+    pub fn owner_elsewhere(&mut self, key: Key) -> Option<NodeId> {
+        let hash = self.sessions.get(key)?.hash();
+        let ring = self.ring.load()?;
+        let owner = ring.weights().node(ring.owner_of_hash(hash));
+        (*owner != self.me.node).then(|| owner.clone())
+    }
+
     /// When a message that was accepted then stops being worth delivering.
     pub fn expiry(&self, ts_ms: u64, ttl_ms: Option<u64>) -> u64 {
         let ttl_ms = ttl_ms.unwrap_or(u64::MAX).min(self.rules.message_ttl_ms);

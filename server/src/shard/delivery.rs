@@ -6,11 +6,13 @@ use crate::protocol::{Envelope, ErrorCode, Outgoing, Replies, Welcome, escape, e
 use crate::routing::dispatcher::with_arrival;
 use crate::routing::{Arrival, Outcome};
 
+use super::connection::Purpose;
+use super::disconnect::Disconnect;
 use super::handover::{Answer, Mail, Posted};
 use super::input::UNCONFIRMED_MAX;
 use super::origin::{Origin, Sender};
 use super::recent::identity;
-use super::session::{Inbound, Start};
+use super::session::{Inbound, Session, Start};
 use super::slab::Key;
 use super::state::State;
 
@@ -161,8 +163,11 @@ impl State {
                 }
             }
             for (slot, reason) in closes {
-                if let Some((key, _)) = self.connections.at(slot) {
-                    self.close(key, reason);
+                if let Some((key, connection)) = self.connections.at(slot) {
+                    let has_moved = matches!(connection.purpose, Purpose::Session(session)
+                        if self.dispatch.sessions().get(session).is_some_and(Session::is_advised));
+                    let is_move = reason == Disconnect::Replaced && has_moved;
+                    self.close(key, if is_move { Disconnect::Moved } else { reason });
                 }
             }
             for origin in asked_twice {

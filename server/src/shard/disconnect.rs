@@ -27,6 +27,8 @@ pub enum Disconnect {
     Replaced,
     /// This node is being drained.
     Drain,
+    /// Its client belongs to another node, and was advised to go there.
+    Moved,
     /// This node stops now.
     Shutdown,
     /// It never became a WebSocket: refused, or a plain HTTP request that was answered.
@@ -45,6 +47,7 @@ impl Disconnect {
             Self::SlowConsumer => Some((CloseCode::new(4100), "slow-consumer")),
             Self::Replaced => Some((CloseCode::new(4001), "replaced")),
             Self::Drain => Some((CloseCode::SERVICE_RESTART, "drain")),
+            Self::Moved => Some((CloseCode::SERVICE_RESTART, "move")),
             Self::Shutdown => Some((CloseCode::GOING_AWAY, "shutdown")),
             Self::PeerGone | Self::Io | Self::Handshake => None,
         }
@@ -66,6 +69,7 @@ impl Disconnect {
             Self::SlowConsumer => &counters.closed_slow,
             Self::Replaced => &counters.closed_replaced,
             Self::Drain => &counters.closed_drain,
+            Self::Moved => &counters.closed_moved,
             Self::Shutdown => &counters.closed_shutdown,
             Self::Handshake => &counters.closed_handshake,
         }

@@ -10,7 +10,7 @@
 //! | `poller` | the descriptors a shard waits for |
 //! | `connection` | a socket between turns, and the task of a busy one |
 //! | `socket` | reading and writing, through the ring or not |
-//! | `state` | all a shard knows; `input`, `delivery`, `login`, `sweep`, `drain` are its verbs |
+//! | `state` | all a shard knows; `input`, `delivery`, `login`, `sweep`, `drain`, `relocate` are its verbs |
 //! | `opening` | what an upgrade request asks for (pure) |
 //! | [`session`] | a client's state without its socket (pure) |
 //! | [`outbox`], [`recent`], [`offset`], [`answers`], [`origin`] | what a session is made of (pure) |
@@ -35,6 +35,7 @@ pub mod origin;
 pub mod outbox;
 mod poller;
 pub mod recent;
+mod relocate;
 pub mod session;
 pub mod slab;
 mod socket;

@@ -165,6 +165,8 @@ const WANTS_ACKS: u8 = 1;
 const BEGUN: u8 = 2;
 /// Its client has been welcomed.
 const WELCOMED: u8 = 4;
+/// Its client has been advised to move.
+const ADVISED: u8 = 8;
 
 /// Something the store was asked and has not answered. Answers come in the order of the questions.
 enum Pending {
@@ -271,12 +273,22 @@ impl Session {
     /// Its connection is gone.
     pub fn detach(&mut self) {
         self.connection = DETACHED;
-        self.flags = 0;
+        self.flags &= ADVISED;
     }
 
     /// True while no connection carries it.
     pub fn is_detached(&self) -> bool {
         self.connection == DETACHED
+    }
+
+    /// Its client has been advised to move.
+    pub fn mark_advised(&mut self) {
+        self.flags |= ADVISED;
+    }
+
+    /// True once its client has been advised to move.
+    pub fn is_advised(&self) -> bool {
+        self.flags & ADVISED != 0
     }
 
     /// True once its client has been welcomed.

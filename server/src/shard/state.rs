@@ -72,6 +72,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// The most new connections of this shard in a second.
     pub accepts_per_second: u32,
+    /// The most clients that this shard advises to move in a second.
+    pub moves_per_second: u32,
     /// How long a login waits for the store before it goes on without.
     pub claim_wait: Duration,
     /// How long it waits for the former holder of its client.
@@ -100,6 +102,9 @@ pub(super) struct State {
     pub dispatch: Dispatcher,
     pub links: Option<Links>,
     pub end_by: Option<super::clock::Tick>,
+    pub move_allowance: f64,
+    // Connections whose clients were advised to move, oldest first.
+    pub moving: VecDeque<(super::clock::Tick, Key)>,
     pub publishers: PublishAnswers,
     pub drain: Option<Drain>,
     pub is_stopping: bool,

@@ -70,6 +70,7 @@ impl State {
             Purpose::Echo => self.keep_alive(key, silent),
             Purpose::Session(session) => {
                 self.sweep_session(key, session);
+                self.relocate_session(key, session);
                 self.keep_alive(key, silent);
             }
         }

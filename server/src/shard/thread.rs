@@ -200,6 +200,8 @@ fn new_state(parts: &Parts) -> State {
         dispatch: new_dispatcher(parts, clock.now()),
         links: parts.links.clone(),
         end_by: None,
+        move_allowance: 0.0,
+        moving: std::collections::VecDeque::new(),
         publishers: crate::publish::PublishAnswers::default(),
         drain: None,
         is_stopping: false,
@@ -432,6 +434,7 @@ impl Shard {
             let burst = f64::from(state.settings.accepts_per_second).max(1.0);
             state.accept_allowance = (state.accept_allowance + per_tick).min(burst);
             state.drain_on();
+            state.relocate();
             state.sweep();
             if state.ticks.is_multiple_of(POOL_TRIM_TICKS) {
                 state.pool.trim();
