@@ -20,6 +20,7 @@
 pub mod decide;
 pub mod heartbeats;
 pub mod policy;
+pub mod replay;
 pub mod rules;
 pub mod scaling;
 pub mod score;

@@ -1,11 +1,11 @@
-//! Every threshold of the balancer with its default: the tables `[score]`, `[policy]`, `[triggers]`, `[scaling]` of the
+//! Every threshold of the balancer with its default: the tables `[score]`, `[weights]`, `[triggers]`, `[scaling]` of the
 //! file. Shares are from 0 to 1, lengths of time in milliseconds. What the numbers do is told where they are used.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// All rules of the pure core.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rules {
     /// How a node's load becomes one number.
     pub score: ScoreRules,
@@ -52,20 +52,32 @@ impl Default for ScoreRules {
 }
 
 /// Which of the two ways from scores to weights is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum PolicyKind {
     /// The current weight times a correction: remembers that a node is small, and converges.
+    #[default]
     Feedback,
     /// The correction alone, afresh each time: the original system's rule.
     Proportional,
+}
+
+impl PolicyKind {
+    /// Returns its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Feedback => "feedback",
+            Self::Proportional => "proportional",
+        }
+    }
 }
 
 /// How scores become weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyRules {
-    /// Which way is taken.
+    /// Which way is taken; the file's key `policy` says so.
+    #[serde(skip)]
     pub kind: PolicyKind,
     /// Exponent of the correction in `feedback`.
     pub kappa: f64,
