@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use ring::NodeId;
+use rtc_balancer::prometheus::Questions;
 use rtc_balancer::rules::{PolicyKind, PolicyRules, Rules, ScalingRules, ScoreRules, TriggerRules};
+use rtc_balancer::service::Settings;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
@@ -325,6 +327,30 @@ impl Config {
             }
         }));
         shown
+    }
+
+    /// What the loop is told.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            name: self.name(),
+            rules: self.rules(),
+            seed: self.seed,
+            poll: self.poll,
+            lease: self.lease,
+            heartbeat_timeout: self.heartbeat_timeout,
+            vanished_share_max: self.vanished_share_max,
+        }
+    }
+
+    /// What Prometheus is asked.
+    pub fn questions(&self) -> Questions {
+        let Queries { cpu, mem, mps, p95_latency_ms } = self.queries.clone();
+        Questions { cpu, mem, mps, p95_latency_ms }
+    }
+
+    /// This balancer's name.
+    pub fn name(&self) -> NodeId {
+        self.node_id.clone().unwrap_or_else(default_node_id)
     }
 
     /// What the pure core is told.

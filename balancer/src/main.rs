@@ -6,14 +6,25 @@ mod config;
 mod logging;
 
 use std::fs::File;
-use std::io::{self, BufReader, Write as _, stderr, stdin, stdout};
+use std::io::{self, BufReader, IsTerminal as _, Write as _, stderr, stdin, stdout};
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
+use rtc_balancer::http::{self, Office};
+use rtc_balancer::publisher::Publisher;
 use rtc_balancer::replay::replay;
 use rtc_balancer::rules::PolicyKind;
-use rtc_balancer::simulate;
+use rtc_balancer::service::Service;
+use rtc_balancer::store::Store;
+use rtc_balancer::view::View;
+use rtc_balancer::{prometheus, simulate};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::{info, warn};
 
 use args::Command;
 use config::Config;
@@ -59,8 +70,69 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn balance(_config: &Config) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("this build only replays and simulates")
+fn balance(config: &Config) -> anyhow::Result<ExitCode> {
+    let redis = config.redis.as_deref().context("redis is not given: add --redis redis://HOST:PORT")?;
+    let kafka = config.kafka.as_deref().context("kafka is not given: add --kafka HOST:PORT")?;
+    let name = config.name();
+    let _logging = logging::start(&config.log, config.log_format)?;
+    // Before anything serves: a signal from here on ends gently.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
+    let listener = TcpListener::bind(config.listen).map_err(|error| cannot_listen(config.listen, &error))?;
+    let store = || Store::new(redis).with_context(|| format!("redis is {redis}: give a URL such as redis://HOST:PORT"));
+    let publisher = Publisher::start(kafka).with_context(|| format!("kafka is {kafka}: give HOST:PORT,…"))?;
+    let answers = match &config.prometheus {
+        Some(url) => Some(prometheus::start(url, config.questions()).context("a thread cannot be started")?),
+        None => None,
+    };
+    let view = Arc::new(View::default());
+    let office = Office {
+        name: name.clone(),
+        view: Arc::clone(&view),
+        publisher: publisher.clone(),
+        answers: answers.clone(),
+        store: Mutex::new(store()?),
+        drain_window: config.drain_window,
+        drain_disconnects_max: config.drain_disconnects_max,
+    };
+    let listen = http::start(listener, office).context("the port's threads cannot be started")?;
+    for variable in args::unknown_variables() {
+        warn!(variable, "no flag has this environment variable: it is ignored");
+    }
+    let service = Service::new(config.settings(), store()?, publisher, answers, view);
+    let is_stopping = Arc::new(AtomicBool::new(false));
+    let stopping = Arc::clone(&is_stopping);
+    let looping = std::thread::Builder::new().name("balance".to_owned()).spawn(move || service.run(&stopping))?;
+    info!(node = %name, %listen, policy = config.policy.as_str(), "serving");
+    // A reader that has gone is no reason not to serve.
+    let _ = writeln!(stdout(), "ready node={name} listen={listen}").and_then(|()| stdout().flush());
+    if stderr().is_terminal() {
+        let _ = writeln!(stderr(), "\n  Open http://{listen}/ in a browser to see the nodes.\n  Ctrl-C stops.\n");
+    }
+    if let Some(signal) = signals.forever().next() {
+        info!(signal, "stopping");
+    }
+    is_stopping.store(true, Ordering::Relaxed);
+    let is_sound = looping.join().is_ok();
+    Ok(if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Says what keeps an address from being bound, and what to do about it.
+fn cannot_listen(addr: SocketAddr, error: &io::Error) -> anyhow::Error {
+    let port = addr.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => anyhow!(
+            "cannot listen on {addr}: the port is in use (ss -ltnp 'sport = :{port}' tells by whom): \
+             stop that, or give another --listen"
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            anyhow!("cannot listen on {addr}: this machine has no such address: give one of its own to --listen")
+        }
+        io::ErrorKind::PermissionDenied => anyhow!(
+            "cannot listen on {addr}: permission denied: give a port from 1024 up to --listen, \
+             or the process CAP_NET_BIND_SERVICE"
+        ),
+        _ => anyhow!("cannot listen on {addr}: {error}: check --listen"),
+    }
 }
 
 fn replay_file(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {

@@ -14,12 +14,15 @@ use sonic_rs::LazyValue;
 
 use crate::decide::{Inputs, State, decide};
 use crate::heartbeats::{Refusal, Report, Reports};
+use crate::nesting;
 use crate::rules::Rules;
 
 /// The longest line: the largest ring's heartbeats, each with room to spare.
 const LINE_BYTES_MAX: usize = NODES_MAX * 1024;
 /// Heartbeats read from one line; a line of that length cannot hold many more that are sound.
 const LINE_HEARTBEATS_MAX: usize = 4 * NODES_MAX;
+/// A heartbeat may nest as deep as anywhere, and stands in a list in an object.
+const LINE_DEPTH_MAX: usize = DEPTH_MAX + 2;
 /// Characters of a refused heartbeat that are shown where it has no readable name.
 const SHOWN_CHARS_MAX: usize = 80;
 
@@ -128,7 +131,11 @@ fn answer(
     complaints: &mut impl Write,
 ) -> Result<Vec<u8>, String> {
     let text = std::str::from_utf8(line).map_err(|_| "line is not UTF-8".to_owned())?;
-    let text = without_non_numbers(text)?;
+    let depth = nesting::depth(line);
+    if depth > LINE_DEPTH_MAX {
+        return Err(format!("line nests {depth} deep, limit {LINE_DEPTH_MAX}"));
+    }
+    let text = without_non_numbers(text);
     let line: Line<'_> = sonic_rs::from_str(&text).map_err(|error| first_line(&error.to_string()))?;
     let ts = whole(line.ts).ok_or_else(|| format!("ts is {}, give ms from 0 to {WHOLE_MAX}", line.ts))?;
     if line.heartbeats.len() > LINE_HEARTBEATS_MAX {
@@ -165,18 +172,17 @@ fn name(raw: &str) -> String {
     struct Named {
         node_id: String,
     }
-    let is_shallow = raw.bytes().filter(|byte| matches!(byte, b'[' | b'{')).count() <= DEPTH_MAX;
-    let named = if is_shallow { sonic_rs::from_str::<Named>(raw).ok() } else { None };
+    let named = if nesting::depth(raw.as_bytes()) <= DEPTH_MAX { sonic_rs::from_str::<Named>(raw).ok() } else { None };
     let shown = named.map_or_else(|| raw.to_owned(), |named| named.node_id);
     // Quoted, so that nothing in it can move the cursor of whoever reads it.
     format!("{:?}", shown.chars().take(SHOWN_CHARS_MAX).collect::<String>())
 }
 
 /// JSON has no word for what is no number, but some writers put `NaN` or `Infinity` there: the heartbeat is wrong, not
-/// its line. They become `null`, which no heartbeat's number may be. Nesting that would overflow the parser is refused.
-fn without_non_numbers(text: &str) -> Result<String, String> {
+/// its line. They become `null`, which no heartbeat's number may be.
+fn without_non_numbers(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let (mut depth, mut in_string, mut is_escaped) = (0_usize, false, false);
+    let (mut in_string, mut is_escaped) = (false, false);
     let mut rest = text;
     while let Some(letter) = rest.chars().next() {
         if !in_string
@@ -190,17 +196,12 @@ fn without_non_numbers(text: &str) -> Result<String, String> {
             _ if is_escaped => is_escaped = false,
             '\\' if in_string => is_escaped = true,
             '"' => in_string = !in_string,
-            '[' | '{' if !in_string => depth += 1,
-            ']' | '}' if !in_string => depth = depth.saturating_sub(1),
             _ => {}
-        }
-        if depth > DEPTH_MAX + 2 {
-            return Err(format!("line nests deeper than {}", DEPTH_MAX + 2));
         }
         out.push(letter);
         rest = &rest[letter.len_utf8()..];
     }
-    Ok(out)
+    out
 }
 
 /// A whole number in the range of times, however it was written.
