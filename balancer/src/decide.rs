@@ -139,7 +139,9 @@ pub fn decide(state: &mut State, rules: &Rules, inputs: &Inputs<'_>, now_ms: u64
     if let Some(change) = &change {
         state.ring = Some(Arc::clone(&change.ring));
         state.updated_ms = Some(state.now_ms);
-        if matches!(change.cause, Some(Cause::Extreme { .. })) {
+        // A first ring has looked at the load already: the same load is no reason for a second.
+        let was_first = change.removed.is_empty() && change.joined.len() == round.nodes.len();
+        if matches!(change.cause, Some(Cause::Extreme { .. })) || (was_first && decision.extreme.is_some()) {
             state.overload_ms = Some(state.now_ms);
         }
         state.smoothing.restart_slow();

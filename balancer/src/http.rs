@@ -1,15 +1,15 @@
 //! The port: look-ups for clients and tools, health and numbers for operators, the page. A few threads, each with one
 //! request at a time; none waits for Redis or Kafka but a drain.
 
+use std::collections::VecDeque;
 use std::io::{Cursor, Read as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ring::NodeId;
 use ring::control::{DrainRequest, MESSAGE_BYTES_MAX, WHOLE_MAX};
+use ring::{NodeId, NodeWeights, Ring, VersionHash};
 use serde::{Deserialize, Serialize};
-use sonic_rs::json;
 use tiny_http::{Header, Method, Request, Response, Server};
 use tracing::{info, warn};
 
@@ -19,7 +19,7 @@ use crate::page;
 use crate::prometheus::Answers;
 use crate::publisher::{DRAIN_TOPIC, Outgoing, Publisher};
 use crate::store::Store;
-use crate::view::{NodeView, Snapshot, View};
+use crate::view::{NodeView, Rebalance, Snapshot, View};
 
 /// Requests that are answered at once.
 const THREADS: usize = 4;
@@ -94,9 +94,20 @@ pub fn start(listener: std::net::TcpListener, office: Office) -> anyhow::Result<
     Ok(addr)
 }
 
+#[derive(Serialize)]
+struct Failure<'a> {
+    error: FailureBody<'a>,
+}
+
+#[derive(Serialize)]
+struct FailureBody<'a> {
+    code: &'a str,
+    reason: &'a str,
+}
+
 fn serve(office: &Office, mut request: Request) {
     let answer = route(office, &mut request).unwrap_or_else(|Problem { status, code, reason }| {
-        let answer = json(status, &json!({"error": {"code": code, "reason": reason}}));
+        let answer = json(status, &Failure { error: FailureBody { code, reason: &reason } });
         if status == 503 { answer.with_header(header("Retry-After", RETRY_AFTER)) } else { answer }
     });
     // A client that has gone needs no answer.
@@ -149,21 +160,32 @@ fn readyz(office: &Office, snapshot: &Snapshot) -> Result<Answer, Problem> {
 }
 
 fn healthz(office: &Office, snapshot: &Snapshot) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Health<'a> {
+        status: &'a str,
+        node_id: &'a str,
+        is_leader: bool,
+        leader: &'a str,
+        redis: bool,
+        nodes: usize,
+        silent_nodes: usize,
+        ring_version: Option<u64>,
+    }
     let ring = office.view.ring.load();
-    let status = if snapshot.is_fresh() && ring.is_some() { "ok" } else { "degraded" };
-    let silent = snapshot.nodes.iter().filter(|node| matches!(node.state, "held" | "gone")).count();
+    let is_well = snapshot.is_fresh() && ring.is_some();
     json(
         200,
-        &json!({
-            "status": status,
-            "nodeId": office.name.as_str(),
-            "isLeader": snapshot.is_leader,
-            "leader": snapshot.leader,
-            "redis": snapshot.is_fresh(),
-            "nodes": snapshot.nodes.len(),
-            "silentNodes": silent,
-            "ringVersion": ring.map(|ring| ring.version().get()),
-        }),
+        &Health {
+            status: if is_well { "ok" } else { "degraded" },
+            node_id: office.name.as_str(),
+            is_leader: snapshot.is_leader,
+            leader: &snapshot.leader,
+            redis: snapshot.is_fresh(),
+            nodes: snapshot.nodes.len(),
+            silent_nodes: snapshot.nodes.iter().filter(|node| matches!(node.state, "held" | "gone")).count(),
+            ring_version: ring.map(|ring| ring.version().get()),
+        },
     )
 }
 
@@ -192,27 +214,38 @@ fn nodes(office: &Office, snapshot: &Snapshot) -> Answer {
 }
 
 fn ring_view(office: &Office, snapshot: &Snapshot) -> Answer {
-    let Some(ring) = office.view.ring.load() else {
-        return json(200, &json!({"isInitialized": false, "version": null, "weights": {}, "rebalances": []}));
-    };
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct RingView<'a> {
+        is_initialized: bool,
+        version: Option<u64>,
+        version_hash: Option<VersionHash>,
+        seed: Option<u64>,
+        weights: Option<&'a NodeWeights>,
+        rebalances: &'a VecDeque<Rebalance>,
+    }
+    let ring = office.view.ring.load();
+    let ring = ring.as_deref();
     json(
         200,
-        &json!({
-            "isInitialized": true,
-            "version": ring.version().get(),
-            "versionHash": ring.version_hash().as_str(),
-            "seed": ring.seed(),
-            "weights": ring.weights(),
-            "rebalances": snapshot.history,
-        }),
+        &RingView {
+            is_initialized: ring.is_some(),
+            version: ring.map(|ring| ring.version().get()),
+            version_hash: ring.map(Ring::version_hash),
+            seed: ring.map(Ring::seed),
+            weights: ring.map(Ring::weights),
+            rebalances: &snapshot.history,
+        },
     )
 }
 
 /// A client's node.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Home {
-    node: NodeId,
-    url: String,
-    version: u64,
+    node_id: NodeId,
+    ws_url: String,
+    ring_version: u64,
 }
 
 /// Finds the owner of a client, or who comes after it while it is silent.
@@ -228,18 +261,17 @@ fn home(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Home, Probl
     let view = owners.find_map(|node| snapshot.node(node).filter(is_up));
     let view = view.ok_or_else(|| Problem::new(503, "no_node", "no node that is up has told its address"))?;
     let url = view.url.clone().unwrap_or_default();
-    Ok(Home { node: view.node_id.clone(), url: with_path(&url), version: ring.version().get() })
+    Ok(Home { node_id: view.node_id.clone(), ws_url: with_path(&url), ring_version: ring.version().get() })
 }
 
 fn resolve(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Answer, Problem> {
-    let home = home(office, snapshot, query)?;
-    Ok(json(200, &json!({"nodeId": home.node.as_str(), "wsUrl": home.url, "ringVersion": home.version})))
+    Ok(json(200, &home(office, snapshot, query)?))
 }
 
 fn connect(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Answer, Problem> {
     let home = home(office, snapshot, query)?;
-    let separator = if home.url.contains('?') { '&' } else { '?' };
-    let location = format!("{}{separator}{query}", home.url);
+    let separator = if home.ws_url.contains('?') { '&' } else { '?' };
+    let location = format!("{}{separator}{query}", home.ws_url);
     let location = Header::from_bytes("Location", location)
         .map_err(|()| Problem::new(400, "client_id", "the query cannot stand in a header"))?;
     Ok(text(307, "text/plain; charset=utf-8", "").with_header(location))

@@ -60,6 +60,8 @@ pub struct Service {
     presence: Presence,
     presence_rules: PresenceRules,
     started: Instant,
+    // Redis' clock at the first look; from there on time is counted here, so that it never steps.
+    epoch_ms: Option<u64>,
     // Our lease's token; 0 while we do not lead.
     token: u64,
     leader: String,
@@ -112,6 +114,7 @@ impl Service {
             presence: Presence::default(),
             presence_rules,
             started: now,
+            epoch_ms: None,
             token: 0,
             leader: String::new(),
             renewed: now,
@@ -153,6 +156,8 @@ impl Service {
         if std::mem::take(&mut self.is_redis_away) {
             info!("redis answers again");
         }
+        let since_start_ms = self.since_start_ms();
+        self.epoch_ms.get_or_insert(look.redis_ms.saturating_sub(since_start_ms));
         self.follow_ring(&look);
         if let Err(error) = self.lead() {
             return self.on_redis_error(&error);
@@ -162,7 +167,8 @@ impl Service {
             self.decide(&round);
             self.tidy(&round);
         } else {
-            self.state.observe(&round.reports, &self.settings.rules.policy, round.look.redis_ms);
+            let now_ms = self.now_ms();
+            self.state.observe(&round.reports, &self.settings.rules.policy, now_ms);
             self.show(&round, &[]);
         }
     }
@@ -200,7 +206,7 @@ impl Service {
         let ring = Arc::new(Ring::from_update(&update));
         let moved_share = self.state.ring().and_then(|old| ring::diff(old, &ring).ok()).map(|diff| diff.moved_share());
         info!(%version, nodes = update.node_weights.len(), reason = update.reason, "ring taken over");
-        self.state.adopt(Arc::clone(&ring), look.redis_ms);
+        self.state.adopt(Arc::clone(&ring), self.now_ms());
         self.remember(Rebalance {
             ts: update.ts,
             version: version.get(),
@@ -255,15 +261,18 @@ impl Service {
     fn take_over(&mut self) {
         Counters::add(&self.view.counters.take_overs);
         info!(token = self.token, "leading");
-        let now_ms = self.redis_now_ms();
-        self.state.hold_scale_in(now_ms);
+        self.state.hold_scale_in(self.now_ms());
         // The leader before us may have ended between Redis and Kafka. Nodes ignore what they know.
         self.announce_last();
     }
 
-    /// Redis' clock, as far as it is known.
-    fn redis_now_ms(&self) -> u64 {
-        self.view.snapshot().redis_ms
+    /// Time as it was on Redis' clock at the first look, and as it has passed here since.
+    fn now_ms(&self) -> u64 {
+        self.epoch_ms.unwrap_or(0).saturating_add(self.since_start_ms())
+    }
+
+    fn since_start_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn step_down(&mut self, reason: &str) {
@@ -279,7 +288,7 @@ impl Service {
     }
 
     fn read(&mut self, look: Look) -> Round {
-        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now_ms = self.since_start_ms();
         let ring = self.state.ring().cloned();
         let in_ring = ring.iter().flat_map(|ring| ring.weights().iter().map(|(node, _)| node));
         let alive = self.presence.judge(&self.presence_rules, &look.beats, in_ring, look.redis_ms, now_ms);
@@ -345,8 +354,8 @@ impl Service {
         let before = self.state.clone();
         let version_floor = self.version_floor.max(self.publisher.progress().newest());
         let inputs = Inputs { reports: &round.reports, version_floor, seed: self.settings.seed };
-        let begun = Instant::now();
-        let decision = decide(&mut self.state, &self.settings.rules, &inputs, round.look.redis_ms);
+        let (begun, now_ms) = (Instant::now(), self.now_ms());
+        let decision = decide(&mut self.state, &self.settings.rules, &inputs, now_ms);
         let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.view.counters.decision_micros.fetch_add(micros, Ordering::Relaxed);
         Counters::add(&self.view.counters.decisions);
