@@ -565,6 +565,13 @@ impl Session {
                     answers.push(asker, &append.msg_id, status);
                 }
             }
+            (Some(Pending::Append(append)), StoreAnswer::Refused(_))
+                if append.askers.iter().any(|asker| asker.is_record()) =>
+            {
+                // Accepted long ago: the store is asked again, behind what it was given since.
+                let _ = store.append(&self.id, &append.message, Room::Owed, now_ms);
+                delivery.pending.push_back(Pending::Append(append));
+            }
             (Some(Pending::Append(append)), StoreAnswer::Refused(cause)) => {
                 delivery.recent.remove(append.message.identity);
                 refused.extend(append.askers.into_iter().map(|asker| (asker, append.msg_id.clone(), cause)));
