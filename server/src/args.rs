@@ -96,6 +96,19 @@ pub struct Args {
     /// How long a login waits for Redis before the client is welcomed without
     #[arg(long, value_name = "TIME", value_parser = parse_duration, help_heading = "Cluster")]
     pub claim_wait: Option<Duration>,
+    /// Answer an upgrade for a client whose owner is another node with a 307 to it, for tools that follow one, instead of
+    /// taking it and advising it to move
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_parser = BoolishValueParser::new(),
+        hide_possible_values = true,
+        help_heading = "Cluster"
+    )]
+    pub redirect: Option<bool>,
     /// Clients advised in a second to go to the node that owns them
     #[arg(long, value_name = "N", value_parser = parse_rate, help_heading = "Cluster")]
     pub moves_per_second_max: Option<u32>,

@@ -69,6 +69,8 @@ pub struct Config {
     pub kafka_partitions: usize,
     /// More settings of the Kafka client library.
     pub kafka_options: Vec<String>,
+    /// Clients whose owner is elsewhere are redirected.
+    pub redirect: bool,
     /// Clients advised in a second to move.
     pub moves_per_second_max: u32,
     /// How long a login waits for Redis.
@@ -178,6 +180,7 @@ impl Default for Config {
             redis: None,
             kafka_partitions: usize::from(rtc_server::bus::kafka::PARTITIONS),
             kafka_options: Vec::new(),
+            redirect: false,
             moves_per_second_max: 200,
             claim_wait: Duration::from_secs(2),
             takeover_wait: Duration::from_secs(10),
@@ -256,7 +259,7 @@ impl Config {
         overlay_optional!(node_id advertise_url zone shards kafka redis connections_max);
         overlay!(accepts_per_second_max message_bytes_max echo_bytes_max request_bytes_max);
         overlay!(outbox_bytes_max outbox_messages_max kafka_partitions kafka_options moves_per_second_max);
-        overlay!(claim_wait takeover_wait);
+        overlay!(claim_wait takeover_wait redirect);
         overlay!(handshake_timeout ping_interval pong_timeout message_timeout stall_timeout ack_wait publish_wait drain_window);
         overlay!(message_ttl buffer_memory buffer_recipient_bytes_max buffer_recipient_messages_max);
         overlay!(buffer_sender_bytes_max buffer_bytes_max log log_format);
@@ -424,6 +427,7 @@ impl Config {
             },
             connections_max: self.connections_max.unwrap_or(CONNECTIONS_DEFAULT),
             moves_per_second: u32::try_from(self.moves_per_second_max as usize / shards).unwrap_or(u32::MAX).max(1),
+            redirects: self.redirect,
             claim_wait: self.claim_wait,
             takeover_wait: self.takeover_wait,
             lanes: u16::try_from(self.kafka_partitions - 1).unwrap_or(u16::MAX),

@@ -134,6 +134,7 @@ counters! {
     closed_shutdown: Counter "rtc_socket_closed_total" "cause=\"shutdown\"" "Connections ended, by cause.",
     closed_handshake: Counter "rtc_socket_closed_total" "cause=\"handshake\"" "Connections ended, by cause.",
     advised_moves: Counter "rtc_socket_moves_advised_total" "" "Clients advised to go to the node that owns them.",
+    redirected: Counter "rtc_socket_redirected_total" "" "Upgrade requests that were sent to the node that owns their client.",
     bytes_in: Counter "rtc_socket_received_bytes_total" "" "Bytes read from clients.",
     bytes_out: Counter "rtc_socket_sent_bytes_total" "" "Bytes written to clients.",
     echoed: Counter "rtc_socket_echoed_total" "" "Messages echoed.",

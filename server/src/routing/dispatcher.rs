@@ -297,6 +297,11 @@ impl Dispatcher {
     /// The other node that owns a session's client by the ring.
     pub fn owner_elsewhere(&mut self, key: Key) -> Option<NodeId> {
         let hash = self.sessions.get(key)?.hash();
+        self.owner_of(hash)
+    }
+
+    /// The other node that owns clients with this hash by the ring.
+    pub fn owner_of(&mut self, hash: u64) -> Option<NodeId> {
         let ring = self.ring.load()?;
         let owner = ring.weights().node(ring.owner_of_hash(hash));
         (*owner != self.me.node).then(|| owner.clone())

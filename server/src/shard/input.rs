@@ -1,6 +1,6 @@
 //! What comes from a socket: the upgrade request, then frames, each acted on as it is decoded.
 
-use websocket::handshake::Request;
+use websocket::handshake::{Request, encode_response};
 use websocket::{Event, Opcode, encode_frame};
 
 use crate::protocol::{ClientId, ClientRequest, ErrorCode, Replies, escape, escape_found, parse};
@@ -267,6 +267,14 @@ impl State {
                     None => self.assign_client_id(),
                 };
                 let hash = self.hash_of(client_id.as_str());
+                if let Some(url) = self.elsewhere(hash) {
+                    self.counters.redirected.add(1);
+                    let location = format!("{}{}?{}", url.trim_end_matches('/'), request.path(), request.query());
+                    let body = b"the client's node is elsewhere\n";
+                    encode_response(&mut active.replies, 307, &[("Location", &location)], body);
+                    active.ending = Ending::Flushing(Disconnect::Handshake);
+                    return Ok(());
+                }
                 let home = self.home_of(hash);
                 let handover =
                     Box::new(Handover { fd: None, login: *login, client_id, hash, surplus: surplus.to_vec() });

@@ -54,6 +54,16 @@ impl State {
         });
     }
 
+    /// Where a client is sent instead of being taken here: to its owner, if this node is told to redirect.
+    pub(super) fn elsewhere(&mut self, hash: u64) -> Option<Box<str>> {
+        if !self.settings.redirects {
+            return None;
+        }
+        let owner = self.dispatch.owner_of(hash)?;
+        let membership = self.links.as_ref()?.membership.load();
+        membership.member(&owner)?.url.clone()
+    }
+
     fn session_on(&self, connection: Key) -> Option<Key> {
         match self.connections.get(connection)?.purpose {
             super::connection::Purpose::Session(session) => Some(session),

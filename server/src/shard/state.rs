@@ -72,6 +72,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// The most new connections of this shard in a second.
     pub accepts_per_second: u32,
+    /// A client whose owner is elsewhere is redirected, not taken and advised.
+    pub redirects: bool,
     /// The most clients that this shard advises to move in a second.
     pub moves_per_second: u32,
     /// How long a login waits for the store before it goes on without.
