@@ -91,8 +91,13 @@ for at = 11, #ARGV, 3 do
     local is_given = offset ~= 0
     local is_below = is_given and offset <= kept
     local identity = string.match(meta, '^%d+')
-    local is_done = is_below and ((held and offset <= session.trimmed)
-        or (length > 0 and #redis.call('XRANGE', buf, text(offset), text(offset)) > 0))
+    local is_done = is_below and held and offset <= session.trimmed
+    if is_below and not is_done and length > 0 then
+        -- Another message may stand there: one that was given too low a place before.
+        local entry = redis.call('XRANGE', buf, text(offset), text(offset))[1]
+        local message = entry and decode(entry)
+        is_done = message and string.match(message.meta, '^%d+') == identity
+    end
     local seen_at = (is_free or is_below or not is_given) and seen[identity]
     if is_done then
         answer = offset

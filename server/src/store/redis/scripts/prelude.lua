@@ -89,9 +89,9 @@ end
 -- Who held it before and has not released it yet, latest last.
 local unreleased, must_note_unreleased = {}, false
 if values[11] then
-    local is_good, count = values[11] ~= '' and #values[11] <= UNRELEASED_BYTES_MAX, 0
+    local is_good, count = #values[11] <= UNRELEASED_BYTES_MAX, 0
     if is_good then
-        for entry in string.gmatch(values[11], '[^,]+') do
+        for entry in string.gmatch(values[11] .. ',', '([^,]*),') do
             local holder, life, generation = string.match(entry, '^(%S+) (%d+) (%d+)$')
             life, generation, count = tonumber(life or ''), tonumber(generation or ''), count + 1
             if holder and is_node_id(holder) and life <= NUMBER_MAX and generation <= NUMBER_MAX
