@@ -71,7 +71,7 @@ pub enum Record {
         id: u64,
         /// Hash of the recipient whose path changes.
         hash: u64,
-        /// Hash of sender and recipient: the messages that it stands behind.
+        /// Hash of sender, accepting node and recipient: the messages that it stands behind.
         pair: u64,
         /// Marks of the nodes that it has come by, the origin included: see [`node_mark`].
         trail: Vec<u64>,

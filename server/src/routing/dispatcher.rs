@@ -322,8 +322,8 @@ impl Dispatcher {
         let to = arrival.to;
         // What has been here before is ahead of any fence that was written since.
         let is_ahead = arrival.trail.contains(&self.mark);
-        let sender = arrival.inbound.sender;
-        if let Some(queue) = self.waiting.find(to, arrival.hash, sender) {
+        let source = self.source(arrival.inbound.sender, arrival.trail);
+        if let Some(queue) = self.waiting.find(to, arrival.hash, source) {
             if is_ahead {
                 let outcome = self.hold_in(queue, arrival, sent_by, true);
                 self.go_on(queue);
@@ -332,13 +332,13 @@ impl Dispatcher {
             return self.hold(queue, arrival, sent_by);
         }
         if let Some(key) = self.find_session(arrival.hash, to) {
-            if let Some(why) = self.obstacle(key, sender, arrival.hash, is_ahead) {
-                let queue = self.waiting.find_or_make(to, arrival.hash, sender, why);
+            if let Some(why) = self.obstacle(key, source, arrival.hash, is_ahead) {
+                let queue = self.waiting.find_or_make(to, arrival.hash, source, why);
                 return self.hold_in(queue, arrival, sent_by, is_ahead);
             }
             let accepted = self.accept(key, &arrival.inbound);
             if accepted == Accepted::NoRoom && arrival.inbound.origin.is_record() {
-                let queue = self.waiting.find_or_make(to, arrival.hash, sender, Why::Room);
+                let queue = self.waiting.find_or_make(to, arrival.hash, source, Why::Room);
                 return self.hold_in(queue, arrival, sent_by, is_ahead);
             }
             return self.outcome_of(accepted, &arrival.inbound);
@@ -358,21 +358,28 @@ impl Dispatcher {
         }
         let target = self.target(to, arrival.hash, sent_by.is_some());
         if let Some(node) = target.filter(|_| arrival.hops < HOPS_MAX)
-            && (is_ahead || self.way(sender, arrival.hash, Some(&node)).is_none())
+            && (is_ahead || self.way(source, arrival.hash, Some(&node)).is_none())
         {
             self.counters.resolved.add(1);
             let held = Held { is_ahead, ..self.held(arrival, sent_by) };
             self.relay(&node, held);
             return None;
         }
-        let queue = self.waiting.find_or_make(to, arrival.hash, sender, Why::Room);
+        let queue = self.waiting.find_or_make(to, arrival.hash, source, Why::Room);
         let outcome = self.hold_in(queue, arrival, sent_by, is_ahead);
         self.go_on(queue);
         outcome
     }
 
+    /// What a message shares with those that it must not overtake, its recipient aside: its sender, and the node that
+    /// accepted it. Were it the sender alone, what one node has sent on could wait for what it has accepted itself,
+    /// and that for the former elsewhere: for ever.
+    fn source(&self, sender: u64, trail: &[u64]) -> u64 {
+        sender ^ trail.first().copied().unwrap_or(self.mark)
+    }
+
     /// What keeps a message from a session that is here, if anything.
-    fn obstacle(&mut self, key: Key, sender: u64, hash: u64, is_ahead: bool) -> Option<Why> {
+    fn obstacle(&mut self, key: Key, source: u64, hash: u64, is_ahead: bool) -> Option<Why> {
         if self.store.is_local() {
             return None;
         }
@@ -382,12 +389,12 @@ impl Dispatcher {
         if is_ahead {
             return None;
         }
-        self.way(sender, hash, None)
+        self.way(source, hash, None)
     }
 
     /// What a message has to wait for before it may take the path to `target`.
-    fn way(&mut self, sender: u64, hash: u64, target: Option<&NodeId>) -> Option<Why> {
-        let pair = pair(sender, hash);
+    fn way(&mut self, source: u64, hash: u64, target: Option<&NodeId>) -> Option<Why> {
+        let pair = pair(source, hash);
         match self.paths.passage(pair, target, self.now.steady_ms) {
             Passage::Free => None,
             Passage::Wait(id) => Some(Why::Fence(id)),
@@ -525,7 +532,8 @@ impl Dispatcher {
         Held {
             posted: Box::new(arrival.to_posted()),
             placing: sent_by.filter(|_| arrival.inbound.origin.is_record()).map(|sender| {
-                let placing = self.next_placing(sender, arrival.inbound.sender, arrival.hash);
+                let source = self.source(arrival.inbound.sender, arrival.trail);
+                let placing = self.next_placing(sender, pair(source, arrival.hash));
                 self.unplaced.insert(placing);
                 placing
             }),
@@ -536,15 +544,11 @@ impl Dispatcher {
         }
     }
 
-    /// The place of what comes now among what a sender has sent for a recipient.
-    pub(super) fn next_placing(&mut self, sender: &Address, from: u64, hash: u64) -> Placing {
-        self.next_placing_of(sender, pair(from, hash))
-    }
-
-    pub(super) fn next_placing_of(&mut self, sender: &Address, pair: u64) -> Placing {
+    /// The place of what comes now among what a shard has sent of a pair.
+    pub(super) fn next_placing(&mut self, sent_by: &Address, pair: u64) -> Placing {
         self.arrivals += 1;
-        let life = sender.incarnation.wrapping_mul(0x1_0001) ^ u64::from(sender.shard);
-        (ring::hash_key(sender.node.as_str().as_bytes(), life), pair, self.arrivals)
+        let life = sent_by.incarnation.wrapping_mul(0x1_0001) ^ u64::from(sent_by.shard);
+        (ring::hash_key(sent_by.node.as_str().as_bytes(), life), pair, self.arrivals)
     }
 
     /// A record is where it belongs: fences behind it may pass.
@@ -602,7 +606,7 @@ impl Dispatcher {
         if matches!(queue.why, Why::Store(_)) {
             return false;
         }
-        let (client, hash, sender) = (queue.client.clone(), queue.hash, queue.sender);
+        let (client, hash, source) = (queue.client.clone(), queue.hash, queue.source);
         let Some(first) = queue.items.front() else { return false };
         let is_ahead = first.is_ahead;
         if first.expires_ms <= self.now.wall_ms {
@@ -614,7 +618,7 @@ impl Dispatcher {
         let session = self.find_session(hash, &client);
         let target = match session {
             Some(session) => {
-                if let Some(why) = self.obstacle(session, sender, hash, is_ahead) {
+                if let Some(why) = self.obstacle(session, source, hash, is_ahead) {
                     return self.wait(key, why);
                 }
                 None
@@ -626,7 +630,7 @@ impl Dispatcher {
                 let target = target.filter(|_| !is_last_stop);
                 if !is_ahead
                     && !is_last_stop
-                    && let Some(why) = self.way(sender, hash, target.as_ref())
+                    && let Some(why) = self.way(source, hash, target.as_ref())
                 {
                     return self.wait(key, why);
                 }
@@ -805,6 +809,8 @@ impl Dispatcher {
         if posted.trail.len() < TRAIL_MAX {
             posted.trail.push(self.mark);
         }
+        let source = self.source(posted.sender, &posted.trail);
+        let pair = pair(source, hash);
         posted.origin = Origin::NOBODY;
         posted.wants_ack = false;
         let produced = Produced { origin, msg_id: posted.msg_id.clone(), placing };
@@ -815,10 +821,10 @@ impl Dispatcher {
         self.counters.delivered_relayed.add(1);
         if is_ahead {
             // Whatever else comes waits for the fence.
-            let _ = self.way(posted.sender, hash, Some(node));
-            self.paths.note_ahead(pair(posted.sender, hash), node, self.now.steady_ms);
+            let _ = self.way(source, hash, Some(node));
+            self.paths.note_ahead(pair, node, self.now.steady_ms);
         } else {
-            self.paths.note(pair(posted.sender, hash), node, self.now.steady_ms);
+            self.paths.note(pair, node, self.now.steady_ms);
         }
         self.out.parcels.push_back(Box::new(Parcel {
             to: node.clone(),

@@ -1,7 +1,7 @@
 //! By which node's topic the messages for a recipient go, and how that changes without any of them overtaking another.
 //! Pure. Does not know what waits for a fence, nor sends anything.
 //!
-//! Order is kept per sender and recipient: a pair, known here by one hash of both.
+//! Order is kept for what one sender gives one node for one recipient: a pair, known here by one hash of all three.
 //!
 //! A recipient's path is where a hint says its session is, else the owner by the ring. When it differs from the path of
 //! the pair's latest message, a fence is written behind that message, and whatever comes next waits for its echo.

@@ -25,7 +25,7 @@ impl Dispatcher {
                 self.tell(posted.origin, "", outcome);
             }
             Record::Fence { hash, pair, trail, .. } => {
-                let placing = self.next_placing_of(&origin, pair);
+                let placing = self.next_placing(&origin, pair);
                 self.fences.push(PassingFence { placing, at, hash, trail, further: None, is_further_known: false });
                 self.pass_fences();
             }

@@ -1,4 +1,4 @@
-//! Messages that cannot go on yet: one queue per sender and recipient, in the order of their arrival, so that no sender
+//! Messages that cannot go on yet: one queue per source and recipient, in the order of their arrival, so that no sender
 //! waits behind another. It does not know what they wait for beyond a name for it.
 
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use crate::bus::Address;
 use crate::shard::handover::Posted;
 use crate::shard::slab::{Key, Slab};
 
-/// A record whose place in order is not settled yet: a hash of the node that sent it, one of sender and recipient, and
+/// A record whose place in order is not settled yet: a hash of the shard that sent it, its pair, and
 /// its number among this shard's arrivals.
 pub(super) type Placing = (u64, u64, u64);
 
@@ -42,13 +42,13 @@ pub(super) struct Held {
     pub is_ahead: bool,
 }
 
-/// The queue of one sender's messages for one recipient.
+/// The queue of one source's messages for one recipient.
 #[derive(Debug)]
 pub(super) struct Queue {
     pub client: Box<str>,
     pub hash: u64,
-    /// Hash of the sender.
-    pub sender: u64,
+    /// Hash of the sender and the node that accepted its messages.
+    pub source: u64,
     pub items: VecDeque<Box<Held>>,
     pub bytes: usize,
     pub why: Why,
@@ -66,9 +66,9 @@ pub(super) struct Waiting {
     bytes: usize,
 }
 
-/// Hash of a sender and a recipient, by their own hashes.
-pub(super) fn pair(sender: u64, recipient: u64) -> u64 {
-    xxh3_64(&(u128::from(sender) << 64 | u128::from(recipient)).to_le_bytes())
+/// Hash of a source and a recipient, by their own hashes.
+pub(super) fn pair(source: u64, recipient: u64) -> u64 {
+    xxh3_64(&(u128::from(source) << 64 | u128::from(recipient)).to_le_bytes())
 }
 
 /// What a message costs beside its payload.
@@ -87,25 +87,25 @@ impl Waiting {
         self.bytes
     }
 
-    pub fn find(&self, client: &str, hash: u64, sender: u64) -> Option<Key> {
+    pub fn find(&self, client: &str, hash: u64, source: u64) -> Option<Key> {
         if self.queues.is_empty() {
             return None;
         }
         let is_it = |index: &u32| {
-            self.queues.at(*index).is_some_and(|(_, queue)| queue.sender == sender && *queue.client == *client)
+            self.queues.at(*index).is_some_and(|(_, queue)| queue.source == source && *queue.client == *client)
         };
-        let index = *self.by_pair.find(pair(sender, hash), is_it)?;
+        let index = *self.by_pair.find(pair(source, hash), is_it)?;
         self.queues.at(index).map(|(key, _)| key)
     }
 
-    pub fn find_or_make(&mut self, client: &str, hash: u64, sender: u64, why: Why) -> Key {
-        if let Some(key) = self.find(client, hash, sender) {
+    pub fn find_or_make(&mut self, client: &str, hash: u64, source: u64, why: Why) -> Key {
+        if let Some(key) = self.find(client, hash, source) {
             return key;
         }
         let queue = Queue {
             client: client.into(),
             hash,
-            sender,
+            source,
             items: VecDeque::new(),
             bytes: 0,
             why,
@@ -114,8 +114,8 @@ impl Waiting {
         };
         let key = self.queues.insert(queue);
         let queues = &self.queues;
-        self.by_pair.insert_unique(pair(sender, hash), key.index, |index| {
-            queues.at(*index).map_or(0, |(_, queue)| pair(queue.sender, queue.hash))
+        self.by_pair.insert_unique(pair(source, hash), key.index, |index| {
+            queues.at(*index).map_or(0, |(_, queue)| pair(queue.source, queue.hash))
         });
         key
     }
@@ -197,7 +197,7 @@ impl Waiting {
     /// Drops a queue that is empty.
     pub fn drop_empty(&mut self, key: Key) {
         let Some(queue) = self.queues.get(key).filter(|queue| queue.items.is_empty()) else { return };
-        let hash = pair(queue.sender, queue.hash);
+        let hash = pair(queue.source, queue.hash);
         if let Ok(found) = self.by_pair.find_entry(hash, |index| *index == key.index) {
             found.remove();
         }
