@@ -241,7 +241,7 @@ mod tests {
             vec![number(2), number(0), number(0), bulk(""), number(1), number(1)],
             claimed(&[bulk("n0"), number(1)]),
             claimed(&[bulk(""), number(0), number(0)]),
-            claimed(&[bulk("n0"), number(1), number(2)].repeat(UNRELEASED_MAX + 1)),
+            claimed(&(0..=UNRELEASED_MAX).flat_map(|_| [bulk("n0"), number(1), number(2)]).collect::<Vec<_>>()),
             vec![number(6), number(0), number(0), bulk("5")],
             vec![number(6), number(0), number(0), bulk("x"), bulk(""), bulk("")],
         ] {
