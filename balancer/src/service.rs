@@ -180,6 +180,8 @@ impl Service {
         }
         if self.token > 0 && self.renewed.elapsed() >= self.settings.lease {
             self.step_down("the lease has run out while redis was away");
+            let shown = self.view.snapshot();
+            self.view.show(Snapshot { is_leader: false, leader: String::new(), ..(*shown).clone() });
         }
     }
 
