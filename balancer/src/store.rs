@@ -80,6 +80,8 @@ pub struct Store {
     publish: Script,
 }
 
+/// The answer to a look: seconds, microseconds, beats, ring, drains.
+type Looked = (u64, u64, Pairs<f64>, Option<Vec<u8>>, Pairs<Vec<u8>>);
 /// Names, each with what belongs to it.
 type Pairs<T> = Vec<(Vec<u8>, T)>;
 
@@ -137,14 +139,13 @@ impl Store {
     }
 
     fn ask<T>(&mut self, question: impl FnOnce(&Self, &mut Connection) -> RedisResult<T>) -> RedisResult<T> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let connection = self.client.get_connection_with_timeout(ANSWER_TIMEOUT)?;
-                connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-                connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-                connection
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let connection = self.client.get_connection_with_timeout(ANSWER_TIMEOUT)?;
+            connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+            connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+            connection
         };
         let answer = question(self, &mut connection)?;
         // After an error it is dropped: what is left on it might be taken for the next answer.
@@ -161,8 +162,7 @@ impl Store {
             // The youngest beats first, so that what is beyond the limit is what is long gone.
             let mut call = store.look.key(HEARTBEATS);
             call.key(RING_VERSION).key(DRAINING).arg(NAMES_MAX - 1);
-            let (seconds, micros, beats, ring, draining): (u64, u64, Pairs<f64>, Option<Vec<u8>>, Pairs<Vec<u8>>) =
-                call.invoke(connection)?;
+            let (seconds, micros, beats, ring, draining): Looked = call.invoke(connection)?;
             let mut look = Look {
                 redis_ms: seconds.saturating_mul(1000).saturating_add(micros / 1000),
                 ring: ring.filter(|ring| ring.len() <= RING_UPDATE_BYTES_MAX),
