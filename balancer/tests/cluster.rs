@@ -160,7 +160,7 @@ fn a_node_that_is_killed_leaves_the_ring_in_time() {
     let version = leader.await_ring(&["a", "b", "c"]);
     let took = killed.elapsed();
     println!("node killed, ring without it after {took:.2?}");
-    assert!(took >= HEARTBEAT_TIMEOUT - Duration::from_secs(1), "{took:?}");
+    assert!(took + Duration::from_secs(1) >= HEARTBEAT_TIMEOUT, "{took:?}");
     assert!(took <= HEARTBEAT_TIMEOUT + Duration::from_secs(1) + BUSY, "{took:?}");
     assert_eq!(follower.await_ring(&["a", "b", "c"]), version);
     assert!(!follower.is_leader());
