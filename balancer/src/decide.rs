@@ -176,7 +176,7 @@ impl<'a> Round<'a> {
         let per_weight = |loads: Vec<Option<Load>>| match rules.policy.kind {
             PolicyKind::Proportional => loads,
             PolicyKind::Feedback => {
-                loads.into_iter().zip(&weights).map(|(load, weight)| even(load?, *weight)).collect()
+                loads.into_iter().zip(&weights).map(|(load, weight)| Some(even(load?, *weight))).collect()
             }
         };
         let quick = match rules.policy.kind {
@@ -324,7 +324,9 @@ impl<'a> Round<'a> {
             let rising: f64 = gains.iter().map(|(index, _)| weights[*index]).sum();
             let others = total - rising;
             let scale = if others > 0.0 { (others - gained * pace).max(0.0) / others } else { 1.0 };
-            weights.iter_mut().for_each(|weight| *weight *= scale);
+            for weight in &mut weights {
+                *weight *= scale;
+            }
             for (index, gain) in gains {
                 weights[index] = current(index) + gain * pace;
             }
@@ -459,9 +461,9 @@ fn peak_over_mean(loads: &[f64]) -> Option<f64> {
 }
 
 /// Connections beside what the node's weight lets expect: a big node has more of them, and is not loaded for that.
-fn even(load: Load, weight: Option<Weight>) -> Option<Load> {
+fn even(load: Load, weight: Option<Weight>) -> Load {
     let weight = weight.map_or(f64::from(WEIGHT_AVERAGE), |weight| f64::from(weight.get()));
-    Some(Load { connections: load.connections * f64::from(WEIGHT_AVERAGE) / weight, ..load })
+    Load { connections: load.connections * f64::from(WEIGHT_AVERAGE) / weight, ..load }
 }
 
 /// The steps of its slow start that a node has been given after `age_ms`.

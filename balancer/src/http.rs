@@ -192,6 +192,7 @@ fn healthz(office: &Office, snapshot: &Snapshot) -> Answer {
 fn nodes(office: &Office, snapshot: &Snapshot) -> Answer {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
+    #[allow(clippy::struct_field_names, reason = "the name on the wire")]
     struct Nodes<'a> {
         ts: u64,
         node_id: &'a str,

@@ -23,6 +23,7 @@
 //! | `http`, `metrics`, `page` | how it is served |
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+#![cfg_attr(test, allow(clippy::float_cmp, reason = "the numbers compared are exact"))]
 
 pub mod decide;
 pub mod heartbeats;

@@ -171,15 +171,17 @@ fn fitted(quotas: &[f64], total: f64) -> Vec<f64> {
     let raws: Vec<f64> =
         quotas.iter().map(|quota| if is_sound(*quota) { quota / largest } else { f64::from(largest == 0.0) }).collect();
     let mut fixed: Vec<Option<f64>> = vec![None; quotas.len()];
-    for bound in [min, max] {
+    let is_below = |quota: f64| quota < min;
+    let is_above = |quota: f64| quota > max;
+    let bounds: [(f64, &dyn Fn(f64) -> bool); 2] = [(min, &is_below), (max, &is_above)];
+    for (bound, is_outside) in bounds {
         loop {
             let taken: f64 = fixed.iter().flatten().sum();
             let free: f64 = raws.iter().zip(&fixed).filter(|(_, fixed)| fixed.is_none()).map(|(raw, _)| raw).sum();
             let pace = if free > 0.0 { (total - taken) / free } else { 0.0 };
             let before = fixed.iter().flatten().count();
             for (raw, fixed) in raws.iter().zip(&mut fixed).filter(|(_, fixed)| fixed.is_none()) {
-                let quota = raw * pace;
-                if (bound == min && quota < min) || (bound == max && quota > max) {
+                if is_outside(raw * pace) {
                     *fixed = Some(bound);
                 }
             }

@@ -20,6 +20,7 @@ pub struct PresenceRules {
 
 /// What is remembered between two looks.
 #[derive(Debug, Clone, Default)]
+#[allow(clippy::struct_field_names, reason = "units come last")]
 pub struct Presence {
     // When Redis began to answer without a gap, and when it last did.
     answering_since_ms: Option<u64>,

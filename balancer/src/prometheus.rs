@@ -38,10 +38,13 @@ pub struct Questions {
     pub p95_latency_ms: String,
 }
 
+/// One value per node for each question, in the questions' order.
+type Values = [BTreeMap<NodeId, f64>; 4];
+
 /// The last answers.
 #[derive(Debug, Default)]
 pub struct Answers {
-    known: Mutex<Option<(Instant, [BTreeMap<NodeId, f64>; 4])>>,
+    known: Mutex<Option<(Instant, Values)>>,
     failures: AtomicU64,
 }
 
@@ -86,7 +89,7 @@ pub fn start(url: &str, questions: Questions) -> std::io::Result<Arc<Answers>> {
 fn round(agent: &ureq::Agent, target: &str, questions: &Questions, answers: &Answers, is_failing: &mut bool) {
     let limits = [1.0, 1.0, VALUE_MAX, VALUE_MAX];
     let queries = [&questions.cpu, &questions.mem, &questions.mps, &questions.p95_latency_ms];
-    let mut all: [BTreeMap<NodeId, f64>; 4] = Default::default();
+    let mut all: Values = Default::default();
     for ((query, limit), slot) in queries.into_iter().zip(limits).zip(&mut all) {
         if query.is_empty() {
             continue;

@@ -97,8 +97,8 @@ impl Publisher {
             .set("auto.offset.reset", "latest")
             .create()?;
         let (outgoing, waiting) = sync_channel(WAITING_MAX);
-        let writing = Arc::clone(&progress);
-        std::thread::Builder::new().name("kafka-out".to_owned()).spawn(move || write(&producer, &waiting, &writing))?;
+        let told = Arc::clone(&progress);
+        std::thread::Builder::new().name("kafka-out".to_owned()).spawn(move || write(&producer, &waiting, &told))?;
         let following = Arc::clone(&progress);
         std::thread::Builder::new().name("kafka-in".to_owned()).spawn(move || follow(&consumer, &following))?;
         Ok(Self { outgoing, progress })
@@ -143,10 +143,7 @@ fn write(producer: &BaseProducer<Reports>, waiting: &Receiver<Outgoing>, progres
     let mut next: Option<Outgoing> = None;
     let mut is_failing = false;
     loop {
-        let message = match next.take().map_or_else(|| waiting.recv(), Ok) {
-            Ok(message) => message,
-            Err(_) => return,
-        };
+        let Ok(message) = next.take().map_or_else(|| waiting.recv(), Ok) else { return };
         let begun = Instant::now();
         loop {
             match deliver(producer, &message) {
@@ -229,7 +226,7 @@ fn follow(consumer: &BaseConsumer, progress: &Progress) {
 
 fn assign(consumer: &BaseConsumer) -> KafkaResult<()> {
     let metadata = consumer.fetch_metadata(Some(RING_TOPIC), DELIVERY_TIMEOUT)?;
-    let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    let partitions = metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
     let mut list = TopicPartitionList::new();
     for partition in partitions {
         list.add_partition_offset(RING_TOPIC, partition.id(), Offset::OffsetTail(1))?;

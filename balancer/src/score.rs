@@ -63,6 +63,7 @@ pub fn deviations(scores: &[Option<Score>], rules: &ScoreRules) -> Vec<Option<f6
 mod tests {
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps, reason = "as the tables need it")]
     fn load(cpu: f64, mem: f64, latency_ms: f64, lag_ms: f64, connections: f64) -> Option<Load> {
         Some(Load { cpu, mem, latency_ms, lag_ms, connections, mps: 0.0 })
     }

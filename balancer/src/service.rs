@@ -180,6 +180,8 @@ impl Service {
         }
         if self.token > 0 && self.renewed.elapsed() >= self.settings.lease {
             self.step_down("the lease has run out while redis was away");
+            let shown = self.view.snapshot();
+            self.view.show(Snapshot { is_leader: false, leader: String::new(), ..(*shown).clone() });
         }
     }
 
@@ -386,13 +388,10 @@ impl Service {
             return;
         }
         let Some((update, json)) = &self.last_update else { return };
-        match self.store.publish(self.token, update, json) {
-            Ok(Published::Ours) => {
-                warn!(version = %update.version.version, "redis had lost the ring: written again");
-                self.seen_ring = Some(json.clone());
-                self.announce_last();
-            }
-            Ok(_) | Err(_) => debug!("redis had lost the ring, and does not take it yet"),
+        if let Ok(Published::Ours) = self.store.publish(self.token, update, json) {
+            warn!(version = %update.version.version, "redis had lost the ring: written again");
+            self.seen_ring = Some(json.clone());
+            self.announce_last();
         }
     }
 

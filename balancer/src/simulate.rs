@@ -177,14 +177,14 @@ pub fn run(fleet: &Fleet, rules: &Rules, policy: PolicyKind, seed: u64) -> Run {
 
 impl Run {
     fn record(&mut self, fleet: &Fleet, uses: &[f64], now_ms: u64) {
-        let (now_s, step_s) = (seconds(now_ms), seconds(fleet.heartbeat_ms));
+        let (at_s, step_s) = (seconds(now_ms), seconds(fleet.heartbeat_ms));
         let peak = uses.iter().copied().fold(0.0, f64::max);
         #[allow(clippy::cast_precision_loss, reason = "few nodes")]
         let mean = uses.iter().sum::<f64>() / uses.len() as f64;
         let peak_over_mean = peak / mean;
         if peak_over_mean >= EVEN_PEAK {
             let is_last = now_ms + fleet.heartbeat_ms >= fleet.duration_ms;
-            self.even_after_s = (!is_last).then_some(now_s + step_s);
+            self.even_after_s = (!is_last).then_some(at_s + step_s);
         }
         if now_ms * 2 >= fleet.duration_ms {
             self.late_peak = self.late_peak.max(peak_over_mean);
@@ -192,7 +192,7 @@ impl Run {
         #[allow(clippy::cast_precision_loss, reason = "few nodes")]
         let full = uses.iter().filter(|share| **share > FULL).count() as f64;
         self.full_node_seconds += full * step_s;
-        self.peaks.push((now_s, peak_over_mean));
+        self.peaks.push((at_s, peak_over_mean));
         for (history, share) in self.uses.iter_mut().zip(uses) {
             history.push(*share);
         }

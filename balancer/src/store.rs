@@ -23,6 +23,17 @@ const NAMES_MAX: usize = 2 * NODES_MAX;
 /// A name that has not beaten for so long is forgotten, in ms.
 const FORGET_MS: u64 = 60 * 60 * 1000;
 
+/// Everything but what the nodes say. One answer and not four: each would be waited for by itself.
+const LOOK: &str = r"
+local time = redis.call('TIME')
+return {
+    time[1], time[2],
+    redis.call('ZREVRANGE', KEYS[1], 0, ARGV[1], 'WITHSCORES'),
+    redis.call('GET', KEYS[2]),
+    redis.call('HGETALL', KEYS[3]),
+}
+";
+
 /// Takes the lease if it is free, or renews it. Returns the token, or 0 and who has it.
 const LEAD: &str = r"
 local held = redis.call('GET', KEYS[1])
@@ -63,10 +74,16 @@ return {'ok', ARGV[2]}
 pub struct Store {
     client: Client,
     connection: Option<Connection>,
+    look: Script,
     lead: Script,
     resign: Script,
     publish: Script,
 }
+
+/// The answer to a look: seconds, microseconds, beats, ring, drains.
+type Looked = (u64, u64, Pairs<f64>, Option<Vec<u8>>, Pairs<Vec<u8>>);
+/// Names, each with what belongs to it.
+type Pairs<T> = Vec<(Vec<u8>, T)>;
 
 /// One look at the nodes.
 #[derive(Debug, Clone, Default)]
@@ -114,6 +131,7 @@ impl Store {
         Ok(Self {
             client: Client::open(url)?,
             connection: None,
+            look: Script::new(LOOK),
             lead: Script::new(LEAD),
             resign: Script::new(RESIGN),
             publish: Script::new(PUBLISH),
@@ -121,14 +139,13 @@ impl Store {
     }
 
     fn ask<T>(&mut self, question: impl FnOnce(&Self, &mut Connection) -> RedisResult<T>) -> RedisResult<T> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let connection = self.client.get_connection_with_timeout(ANSWER_TIMEOUT)?;
-                connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-                connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-                connection
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let connection = self.client.get_connection_with_timeout(ANSWER_TIMEOUT)?;
+            connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+            connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+            connection
         };
         let answer = question(self, &mut connection)?;
         // After an error it is dropped: what is left on it might be taken for the next answer.
@@ -141,22 +158,13 @@ impl Store {
     /// # Errors
     /// When Redis does not answer.
     pub fn look(&mut self) -> RedisResult<Look> {
-        self.ask(|_, connection| {
-            let last = isize::try_from(NAMES_MAX).unwrap_or(isize::MAX) - 1;
+        self.ask(|store, connection| {
             // The youngest beats first, so that what is beyond the limit is what is long gone.
-            let (time, beats, ring, draining): (
-                (u64, u64),
-                Vec<(Vec<u8>, f64)>,
-                Option<Vec<u8>>,
-                Vec<(Vec<u8>, Vec<u8>)>,
-            ) = redis::pipe()
-                .cmd("TIME")
-                .zrevrange_withscores(HEARTBEATS, 0, last)
-                .get(RING_VERSION)
-                .hgetall(DRAINING)
-                .query(connection)?;
+            let mut call = store.look.key(HEARTBEATS);
+            call.key(RING_VERSION).key(DRAINING).arg(NAMES_MAX - 1);
+            let (seconds, micros, beats, ring, draining): Looked = call.invoke(connection)?;
             let mut look = Look {
-                redis_ms: time.0.saturating_mul(1000).saturating_add(time.1 / 1000),
+                redis_ms: seconds.saturating_mul(1000).saturating_add(micros / 1000),
                 ring: ring.filter(|ring| ring.len() <= RING_UPDATE_BYTES_MAX),
                 ..Look::default()
             };

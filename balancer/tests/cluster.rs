@@ -160,7 +160,7 @@ fn a_node_that_is_killed_leaves_the_ring_in_time() {
     let version = leader.await_ring(&["a", "b", "c"]);
     let took = killed.elapsed();
     println!("node killed, ring without it after {took:.2?}");
-    assert!(took >= HEARTBEAT_TIMEOUT - Duration::from_secs(1), "{took:?}");
+    assert!(took + Duration::from_secs(1) >= HEARTBEAT_TIMEOUT, "{took:?}");
     assert!(took <= HEARTBEAT_TIMEOUT + Duration::from_secs(1) + BUSY, "{took:?}");
     assert_eq!(follower.await_ring(&["a", "b", "c"]), version);
     assert!(!follower.is_leader());
@@ -321,7 +321,8 @@ fn with_redis_away_look_ups_go_on() {
     eventually("it notices", || (get(balancer.listen, "/readyz").status == 503).then_some(()));
     assert_eq!(balancer.get("/api/v1/resolve?clientId=a")["ringVersion"].as_u64(), Some(version));
     assert_eq!(get(balancer.listen, "/livez").status, 200);
-    assert!(!balancer.is_leader() || balancer.log().contains("redis does not answer"));
+    assert!(balancer.log().contains("redis does not answer"));
+    eventually("it leads no more", || (!balancer.is_leader()).then_some(()));
     rustix::process::kill_process(pid, Signal::CONT).unwrap();
     eventually("it goes on", || (get(balancer.listen, "/readyz").status == 200).then_some(()));
     // The beats that were missing are no reason to take a node out.

@@ -66,7 +66,7 @@ fn one_threshold_can_be_set_by_name() {
     assert_eq!(config, Config { weights: PolicyRules { kappa: 0.4, ..PolicyRules::default() }, ..Config::default() });
     assert_eq!(config.with("triggers.cooldown_ms=0").unwrap().triggers.cooldown_ms, 0);
     assert_eq!(config.with("queries.cpu=avg(up)").unwrap().queries.cpu, "avg(up)");
-    assert_eq!(config.with("score.cpu=1.0").unwrap().score.cpu, 1.0);
+    assert_eq!(config.with("score.cpu=1.0").unwrap().score, ScoreRules { cpu: 1.0, ..ScoreRules::default() });
     for (setting, word) in [
         ("weights.kappa", "no ="),
         ("weights.kapa=1.0", "kapa"),

@@ -4,6 +4,7 @@ fn rules() -> ScalingRules {
     ScalingRules::default()
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "as the tables need it")]
 fn load(cpu: f64, mem: f64, latency_ms: f64, lag_ms: f64) -> Option<Load> {
     Some(Load { cpu, mem, latency_ms, lag_ms, ..Load::default() })
 }
@@ -83,7 +84,7 @@ fn a_scale_in_looks_at_the_load_of_the_nodes_that_stay() {
     let rules = ScalingRules { in_cpu: 0.9, in_mem: 0.9, ..rules() };
     let shrinks = |cpu, mem| {
         Scaling::default()
-            .recommend(&vec![load(cpu, mem, 0.0, 0.0); 5], &rules, 0)
+            .recommend(&[load(cpu, mem, 0.0, 0.0); 5], &rules, 0)
             .is_some_and(|r| r.direction == Direction::In)
     };
     // × 5/4: below 50 % and 55 %.
@@ -118,9 +119,9 @@ fn an_in_waits_five_minutes_after_any_signal_and_an_out_does_not() {
 fn load_that_rises_in_spite_of_a_scale_out_asks_for_one_more() {
     let more = |first: f64, second: f64, later_ms| {
         let mut scaling = Scaling::default();
-        scaling.recommend(&vec![load(first, 0.5, 0.0, 0.0); 3], &rules(), 0);
+        scaling.recommend(&[load(first, 0.5, 0.0, 0.0); 3], &rules(), 0);
         scaling
-            .recommend(&vec![load(second, 0.5, 0.0, 0.0); 3], &rules(), later_ms)
+            .recommend(&[load(second, 0.5, 0.0, 0.0); 3], &rules(), later_ms)
             .map(|r| r.signal.target_nodes.unwrap() - 3)
     };
     assert_eq!(more(0.75, 0.76, 60_000), Some(3));
@@ -134,21 +135,21 @@ fn load_that_rises_in_spite_of_a_scale_out_asks_for_one_more() {
 #[test]
 fn more_urgency_does_not_wait() {
     let mut scaling = Scaling::default();
-    assert!(scaling.recommend(&vec![load(0.55, 0.5, 600.0, 0.0); 3], &rules(), 0).is_some());
-    assert!(scaling.recommend(&vec![load(0.75, 0.5, 600.0, 0.0); 3], &rules(), 1).is_some());
-    assert!(scaling.recommend(&vec![load(0.75, 0.5, 600.0, 0.0); 3], &rules(), 2).is_none());
+    assert!(scaling.recommend(&[load(0.55, 0.5, 600.0, 0.0); 3], &rules(), 0).is_some());
+    assert!(scaling.recommend(&[load(0.75, 0.5, 600.0, 0.0); 3], &rules(), 1).is_some());
+    assert!(scaling.recommend(&[load(0.75, 0.5, 600.0, 0.0); 3], &rules(), 2).is_none());
 }
 
 #[test]
 fn the_reason_reads_as_tools_expect() {
-    let out = Scaling::default().recommend(&vec![load(0.91, 0.5, 12.0, 3.0); 3], &rules(), 7).unwrap();
+    let out = Scaling::default().recommend(&[load(0.91, 0.5, 12.0, 3.0); 3], &rules(), 7).unwrap();
     assert!(
         out.signal.reason.starts_with("SCALE_OUT recommended: nodes=3->7 (+4), cpu=91.0%"),
         "{}",
         out.signal.reason
     );
     assert_eq!((out.signal.current_nodes, out.signal.ts), (Some(3), 7));
-    let shrink = Scaling::default().recommend(&vec![load(0.1, 0.1, 0.0, 0.0); 3], &rules(), 7).unwrap();
+    let shrink = Scaling::default().recommend(&[load(0.1, 0.1, 0.0, 0.0); 3], &rules(), 7).unwrap();
     assert!(
         shrink.signal.reason.starts_with("SCALE_IN recommended: nodes=3->2 (-1), cpu=10.0%"),
         "{}",

@@ -34,6 +34,8 @@ impl Fleet {
         let nodes = Arc::new(Mutex::new(nodes));
         let is_over = Arc::new(AtomicBool::new(false));
         let (mut connection, shared, over) = (redis.connect(), Arc::clone(&nodes), Arc::clone(&is_over));
+        // A server that a test has stopped must not hold this thread, and with it the test's end.
+        connection.set_read_timeout(Some(super::PATIENCE / 2)).unwrap();
         let thread = std::thread::spawn(move || {
             while !over.load(Ordering::Relaxed) {
                 // Under the lock: who is taken out does not beat again behind the taker's back.

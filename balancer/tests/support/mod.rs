@@ -1,7 +1,7 @@
 //! What tests of the whole program lean on: a Redis server, nodes that beat, balancers as processes, a small HTTP client.
 //! Every wait has a deadline and waits for a condition, never for time to pass.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 mod balancer;
 mod fleet;
