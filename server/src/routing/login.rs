@@ -205,6 +205,9 @@ impl Dispatcher {
         self.act_for(key);
         let Some(session) = self.sessions.get(key) else { return };
         let ceiling = ceiling.max(session.last_offset().saturating_add(OFFSETS_RESERVED_MIN));
+        // By its ceiling the store tells a claim that is renewed from one that is asked again.
+        let asked_ceiling = self.claim(key).map_or(0, |claim| claim.asked_ceiling);
+        let ceiling = ceiling.max(asked_ceiling.saturating_add(1));
         if let AnyStore::Remote(remote) = &mut self.store {
             remote.claim_until(session.id(), ceiling);
         }
@@ -589,13 +592,13 @@ impl Dispatcher {
         }
         let session = self.find_session(hash, client);
         let standing = session.and_then(|key| self.claim(key)).map(|claim| (claim.standing, claim.generation));
-        match (session, standing) {
-            (Some(key), Some((standing, held)))
-                if standing != Standing::Asked && (held < generation || standing == Standing::Lost) =>
-            {
+        match session.zip(standing) {
+            Some((key, (Standing::Lost, _))) => self.supersede(key, origin, generation, at),
+            Some((key, (standing, held))) if standing != Standing::Asked && held < generation => {
                 self.supersede(key, origin, generation, at);
             }
-            (Some(key), Some((Standing::Asked, _))) => {
+            Some((key, (Standing::Asked | Standing::Unclaimed | Standing::TakingOver, _))) => {
+                // An earlier login's messages may be here still, and the other node's must not go ahead of them.
                 self.keep_rest(key);
                 if let Some(claim) = self.claim_mut(key) {
                     claim.rare_mut().claimed.push((origin.clone(), generation, at));
@@ -673,6 +676,9 @@ impl Dispatcher {
                 Standing::Asked if waited_ms >= self.rules.claim_wait_ms => self.go_on_unclaimed(key),
                 Standing::TakingOver if waited_ms >= self.rules.takeover_wait_ms => {
                     self.counters.takeovers_given_up.add(1);
+                    // From here on the store gives what the former holder still brings a place behind all of this one's:
+                    // under its own offsets the client would be past it.
+                    self.ask_for_claim(key);
                     self.begin(key, true, false);
                 }
                 Standing::Asked | Standing::TakingOver => self.opening.push(key),
