@@ -18,13 +18,14 @@
 //! | `service` | the loop that looks, decides and publishes, as leader or follower |
 //! | `store` | Redis: heartbeats, lease, ring |
 //! | `publisher` | Kafka: control messages out, the ring's topic in |
+//! | `forwarder` | what stands in the topics of nodes that are gone goes on to the owners of its recipients |
 //! | `prometheus` | metrics beside what the nodes report |
 //! | `view` | what is shown of all this |
 //! | `http`, `metrics`, `page` | how it is served |
-#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
 pub mod decide;
+pub mod forwarder;
 pub mod heartbeats;
 pub mod http;
 mod metrics;
@@ -41,5 +42,6 @@ pub mod score;
 pub mod service;
 pub mod simulate;
 pub mod store;
+mod sys;
 pub mod triggers;
 pub mod view;
