@@ -99,8 +99,7 @@ impl Forwarder {
     pub fn start(settings: Settings, counted: Arc<Forwarded>) -> anyhow::Result<Self> {
         let redis = redis::Client::open(settings.redis.as_str()).context("redis is not a URL")?;
         // Asks for topics and their ends only, and is in no group.
-        let consumer: BaseConsumer =
-            sender::client(&settings.kafka).set("group.id", "rtc-balancer-unused").create()?;
+        let consumer: BaseConsumer = sender::client(&settings.kafka).set("group.id", "rtc-balancer-unused").create()?;
         let (sight, is_stopping) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
         let (ended, endings) = channel();
         let office = Office {
@@ -197,7 +196,9 @@ impl Office {
             self.looked_by = sight.ring.version();
             match self.look(&sight) {
                 Ok(topics) => self.topics = topics,
-                Err(error) => debug!(error = format!("{error:#}"), "kafka does not tell of topics of nodes that are gone"),
+                Err(error) => {
+                    debug!(error = format!("{error:#}"), "kafka does not tell of topics of nodes that are gone")
+                }
             }
             self.look_at = Instant::now() + LOOK_INTERVAL;
         }

@@ -23,9 +23,8 @@ pub(crate) fn kafka_headers<'a>(message: &'a BorrowedMessage<'_>) -> Vec<(&'a [u
         let (mut name, mut value) = (std::ptr::null::<c_char>(), std::ptr::null::<c_void>());
         let mut len = 0_usize;
         // SAFETY: `headers` was just given to us and lives as long as the message; an index past the last is an error.
-        let result = unsafe {
-            rd_kafka_header_get_all(headers, found.len(), &raw mut name, &raw mut value, &raw mut len)
-        };
+        let result =
+            unsafe { rd_kafka_header_get_all(headers, found.len(), &raw mut name, &raw mut value, &raw mut len) };
         if result != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || name.is_null() {
             return found;
         }

@@ -20,7 +20,9 @@ use tracing::{debug, info, warn};
 use super::Forwarded;
 use super::lease::Lease;
 use super::plan::{self, Kind, OwnHeader, Plan, Poison, Raw};
-use super::sender::{ANSWER_TIMEOUT, DEAD_LETTER_TOPIC, NODE_TOPIC_PREFIX, Outgoing, Place, Sender, client, partitions_of};
+use super::sender::{
+    ANSWER_TIMEOUT, DEAD_LETTER_TOPIC, NODE_TOPIC_PREFIX, Outgoing, Place, Sender, client, partitions_of,
+};
 use super::watch::{Ending, Ends};
 use super::watermark::Watermark;
 use crate::sys;
@@ -212,11 +214,7 @@ fn await_lease(task: &Task, lease: &mut Lease) -> Option<u64> {
 }
 
 /// The committed offset of each partition, and the highest token that any was committed by.
-fn committed(
-    consumer: &BaseConsumer<ReadContext>,
-    topic: &str,
-    count: u16,
-) -> anyhow::Result<(Vec<Option<u64>>, u64)> {
+fn committed(consumer: &BaseConsumer<ReadContext>, topic: &str, count: u16) -> anyhow::Result<(Vec<Option<u64>>, u64)> {
     let mut list = TopicPartitionList::new();
     for partition in 0..count {
         list.add_partition(topic, i32::from(partition));

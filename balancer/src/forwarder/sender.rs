@@ -231,7 +231,8 @@ impl Sender {
         if partitions.is_none() {
             let admin: AdminClient<_> = client(&self.brokers).create()?;
             let topic = NewTopic::new(DEAD_LETTER_TOPIC, 1, TopicReplication::Fixed(-1));
-            let options = AdminOptions::new().operation_timeout(Some(ANSWER_TIMEOUT)).request_timeout(Some(ANSWER_TIMEOUT));
+            let options =
+                AdminOptions::new().operation_timeout(Some(ANSWER_TIMEOUT)).request_timeout(Some(ANSWER_TIMEOUT));
             for result in wait_for(admin.create_topics([&topic], &options))? {
                 match result {
                     Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
