@@ -18,14 +18,15 @@
 //! | `service` | the loop that looks, decides and publishes, as leader or follower |
 //! | `store` | Redis: heartbeats, lease, ring |
 //! | `publisher` | Kafka: control messages out, the ring's topic in |
+//! | `forwarder` | what stands in the topics of nodes that are gone goes on to the owners of its recipients |
 //! | `prometheus` | metrics beside what the nodes report |
 //! | `view` | what is shown of all this |
 //! | `http`, `metrics`, `page` | how it is served |
-#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 #![cfg_attr(test, allow(clippy::float_cmp, reason = "the numbers compared are exact"))]
 
 pub mod decide;
+pub mod forwarder;
 pub mod heartbeats;
 pub mod http;
 mod metrics;
@@ -42,5 +43,6 @@ pub mod score;
 pub mod service;
 pub mod simulate;
 pub mod store;
+mod sys;
 pub mod triggers;
 pub mod view;

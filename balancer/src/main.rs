@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, anyhow};
+use rtc_balancer::forwarder::{self, Forwarder};
 use rtc_balancer::http::{self, Office};
 use rtc_balancer::publisher::Publisher;
 use rtc_balancer::replay::replay;
@@ -98,7 +99,17 @@ fn balance(config: &Config) -> anyhow::Result<ExitCode> {
     for variable in args::unknown_variables() {
         warn!(variable, "no flag has this environment variable: it is ignored");
     }
-    let service = Service::new(config.settings(), store()?, publisher, answers, view);
+    let forwarder = Forwarder::start(
+        forwarder::Settings {
+            name: name.clone(),
+            kafka: kafka.to_owned(),
+            redis: redis.to_owned(),
+            heartbeat_timeout: config.settings().heartbeat_timeout,
+        },
+        Arc::clone(&view.forwarded),
+    )
+    .context("dead nodes' topics cannot be forwarded")?;
+    let service = Service::new(config.settings(), store()?, publisher, answers, view).with_forwarder(forwarder);
     let is_stopping = Arc::new(AtomicBool::new(false));
     let stopping = Arc::clone(&is_stopping);
     let looping = std::thread::Builder::new().name("balance".to_owned()).spawn(move || service.run(&stopping))?;

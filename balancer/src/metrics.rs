@@ -27,11 +27,41 @@ struct CauseLabel {
     cause: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
 /// A counter that was counted elsewhere.
 fn counted(value: u64) -> Counter {
     let counter = Counter::<u64, AtomicU64>::default();
     Atomic::inc_by(counter.inner(), value);
     counter
+}
+
+fn count_forwarded(registry: &mut Registry, view: &View) {
+    let forwarded = &view.forwarded;
+    let topics = i64::try_from(forwarded.topics.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+    registry.register(
+        "rtc_lb_forwarder_topics",
+        "Dead nodes' topics that are being forwarded",
+        ConstGauge::new(topics),
+    );
+    let (sent, dropped) = (Family::<KindLabel, Counter>::default(), Family::<KindLabel, Counter>::default());
+    for (kind, count) in forwarded.sent() {
+        sent.get_or_create(&KindLabel { kind }).inc_by(count);
+    }
+    for (kind, count) in forwarded.dropped() {
+        dropped.get_or_create(&KindLabel { kind }).inc_by(count);
+    }
+    registry.register("rtc_lb_forwarded", "Dead nodes' records sent on or answered, by kind", sent);
+    registry.register("rtc_lb_forwarder_dropped", "Dead nodes' records that only they could use, by kind", dropped);
+    for (name, help, counter) in [
+        ("rtc_lb_forwarder_poison", "Dead nodes' records that nobody can use", &forwarded.poison),
+        ("rtc_lb_forwarder_failures", "Readings of dead nodes' topics that could not go on", &forwarded.failures),
+    ] {
+        registry.register(name, help, counted(counter.load(Ordering::Relaxed)));
+    }
 }
 
 /// The whole page of numbers.
@@ -95,6 +125,7 @@ pub fn text(view: &View, progress: &Progress, prometheus_failures: u64) -> Strin
     ] {
         registry.register(name, help, counted(value));
     }
+    count_forwarded(&mut registry, view);
     #[allow(clippy::cast_precision_loss, reason = "sums of microseconds and millionths")]
     for (name, help, value) in [
         ("rtc_lb_decision_seconds", "Time spent on decisions", of(&counters.decision_micros) as f64 / 1e6),

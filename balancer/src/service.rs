@@ -11,6 +11,8 @@ use ring::{NodeId, Ring, RingVersion};
 use tracing::{debug, error, info, warn};
 
 use crate::decide::{Change, Decision, Inputs, State, decide};
+use crate::forwarder::Forwarder;
+use crate::forwarder::watch::Sight;
 use crate::heartbeats::{Refusal, Report, Reports};
 use crate::presence::{Alive, Presence, PresenceRules};
 use crate::prometheus::Answers;
@@ -56,6 +58,7 @@ pub struct Service {
     publisher: Publisher,
     answers: Option<Arc<Answers>>,
     view: Arc<View>,
+    forwarder: Option<Forwarder>,
     state: State,
     presence: Presence,
     presence_rules: PresenceRules,
@@ -110,6 +113,7 @@ impl Service {
             publisher,
             answers,
             view,
+            forwarder: None,
             state: State::default(),
             presence: Presence::default(),
             presence_rules,
@@ -131,6 +135,13 @@ impl Service {
         }
     }
 
+    /// Has the topics of dead nodes forwarded while this balancer leads.
+    #[must_use]
+    pub fn with_forwarder(mut self, forwarder: Forwarder) -> Self {
+        self.forwarder = Some(forwarder);
+        self
+    }
+
     /// Runs until `is_stopping` comes true, then gives the lease back.
     pub fn run(mut self, is_stopping: &AtomicBool) {
         while !is_stopping.load(Ordering::Relaxed) {
@@ -140,6 +151,8 @@ impl Service {
                 std::thread::sleep(STOP_POLL.min(self.settings.poll));
             }
         }
+        // Before the lease: its readings are by right of it.
+        self.forwarder = None;
         if self.token > 0 {
             match self.store.resign(&self.settings.name, self.token) {
                 Ok(()) => info!(token = self.token, "lease given back"),
@@ -166,10 +179,23 @@ impl Service {
         if self.token > 0 {
             self.decide(&round);
             self.tidy(&round);
+            self.forward(&round.alive);
         } else {
             let now_ms = self.now_ms();
             self.state.observe(&round.reports, &self.settings.rules.policy, now_ms);
             self.show(&round, &[]);
+        }
+    }
+
+    /// The forwarder goes by the published ring; what it has not heard for a while it does not believe.
+    fn forward(&self, alive: &Alive) {
+        let Some(forwarder) = &self.forwarder else { return };
+        match self.state.ring().filter(|_| self.token > 0) {
+            Some(ring) => {
+                let alive = alive.beating.iter().chain(&alive.held).cloned().collect();
+                forwarder.see(Sight { alive, ring: Arc::clone(ring) });
+            }
+            None => forwarder.rest(),
         }
     }
 
@@ -281,6 +307,9 @@ impl Service {
         warn!(token = self.token, reason, "leading no more");
         self.token = 0;
         self.leader = String::new();
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.rest();
+        }
     }
 
     fn announce_last(&mut self) {

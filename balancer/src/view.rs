@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use ring::{NodeId, Ring, SLOTS, SharedRing};
 use serde::Serialize;
 
+use crate::forwarder::Forwarded;
+
 /// Rebalances that are remembered for the page.
 pub const HISTORY_MAX: usize = 100;
 /// A look that is older says nothing of now.
@@ -117,6 +119,8 @@ pub struct View {
     pub ring: SharedRing,
     /// What is counted.
     pub counters: Counters,
+    /// What the forwarder counts.
+    pub forwarded: Arc<Forwarded>,
 }
 
 impl View {

@@ -1,0 +1,361 @@
+//! The forwarder against real servers: `RTC_KAFKA=HOST:PORT` and `RTC_REDIS=URL` (`scripts/services.sh up` prints them).
+//! Without them the tests say SKIPPED, and fail where `CI=true`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::Write as _;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+use ring::{NodeId, NodeWeights, Ring, RingVersion, Weight};
+use rtc_balancer::forwarder::plan::node_mark;
+use rtc_balancer::forwarder::watch::Sight;
+use rtc_balancer::forwarder::{Forwarded, Forwarder, Settings};
+
+/// How long anything may take before a test gives up: generous, for busy machines.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PARTITIONS: i32 = 3;
+const PAUSE: Duration = Duration::from_millis(20);
+
+struct Record {
+    partition: i32,
+    key: String,
+    value: String,
+    headers: BTreeMap<String, String>,
+}
+
+/// Servers, and a cluster of two nodes that live and one that is dead.
+struct Rig {
+    kafka: String,
+    redis: String,
+    dead: NodeId,
+    living: [NodeId; 2],
+    ring: Arc<Ring>,
+    producer: BaseProducer,
+}
+
+fn fresh_id(name: &str) -> NodeId {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let millis = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    NodeId::new(&format!("{name}-{millis}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))).unwrap()
+}
+
+fn topic(node: &NodeId) -> String {
+    format!("delivery_node_{node}")
+}
+
+fn wait_for<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::sleep(PAUSE),
+        }
+    }
+}
+
+impl Rig {
+    fn start(test: &str) -> Option<Self> {
+        let (Ok(kafka), Ok(redis)) = (std::env::var("RTC_KAFKA"), std::env::var("RTC_REDIS")) else {
+            let in_ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+            assert!(!in_ci, "RTC_KAFKA and RTC_REDIS are not set, and here they must be");
+            // Past the test runner, which keeps the output of tests that pass to itself.
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: {test}: RTC_KAFKA or RTC_REDIS is not set (scripts/services.sh up)"
+            );
+            return None;
+        };
+        let (dead, living) = (fresh_id("dead"), [fresh_id("one"), fresh_id("two")]);
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", &kafka);
+        let admin: AdminClient<DefaultClientContext> = client.create().unwrap();
+        let names = [topic(&dead), topic(&living[0]), topic(&living[1])];
+        let topics = names.each_ref().map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)));
+        for result in wait_for(admin.create_topics(&topics, &AdminOptions::new())).unwrap() {
+            result.unwrap();
+        }
+        let weights = living.clone().map(|node| (node, Weight::new(100).unwrap()));
+        let ring = Arc::new(Ring::from_weights(RingVersion::FIRST, 0, NodeWeights::new(weights).unwrap()));
+        let producer = client.set("enable.idempotence", "true").create().unwrap();
+        Some(Self { kafka, redis, dead, living, ring, producer })
+    }
+
+    fn forwarder(&self) -> (Forwarder, Arc<Forwarded>) {
+        let counted = Arc::new(Forwarded::default());
+        let settings = Settings {
+            name: NodeId::new("balancer").unwrap(),
+            kafka: self.kafka.clone(),
+            redis: self.redis.clone(),
+            heartbeat_timeout: Duration::from_millis(500),
+        };
+        (Forwarder::start(settings, Arc::clone(&counted)).unwrap(), counted)
+    }
+
+    fn sight(&self, dead_is_back: bool) -> Sight {
+        let back = dead_is_back.then(|| self.dead.clone());
+        Sight { alive: self.living.iter().cloned().chain(back).collect(), ring: Arc::clone(&self.ring) }
+    }
+
+    /// Lets the leader look, again and again, until something holds.
+    fn until(&self, forwarder: &Forwarder, dead_is_back: bool, what: &str, mut holds: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            forwarder.see(self.sight(dead_is_back));
+            if holds() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "in vain: {what}");
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn produce(&self, partition: i32, key: &str, value: &str, headers: &[(&str, &str)]) {
+        let topic = topic(&self.dead);
+        let headers = headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
+        let mut record = BaseRecord::to(&topic).partition(partition).key(key).payload(value).headers(headers);
+        while let Err((_, back)) = self.producer.send(record) {
+            record = back;
+            self.producer.poll(PAUSE);
+        }
+    }
+
+    fn message(&self, partition: i32, client: &str, number: u32) {
+        let value = format!(
+            r#"{{"type":"message","msgId":"{number}","from":"x","toClientId":"{client}","payload":{number},"ts":1,"ttlMs":1}}"#
+        );
+        self.produce(partition, client, &value, &[("rtc-kind", "message"), ("rtc-origin", "far/9/0"), ("trace", "t")]);
+    }
+
+    fn flush(&self) {
+        self.producer.flush(PATIENCE).unwrap();
+    }
+
+    fn consumer(&self, group: &str) -> BaseConsumer {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", &self.kafka).set("group.id", group).set("auto.offset.reset", "earliest");
+        client.set("enable.auto.commit", "false").create().unwrap()
+    }
+
+    fn reader(&self, topic: &str, partitions: i32) -> BaseConsumer {
+        let consumer = self.consumer("rtc-forwarder-test");
+        let mut list = TopicPartitionList::new();
+        for partition in 0..partitions {
+            list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&list).unwrap();
+        consumer
+    }
+
+    fn committed(&self) -> Vec<i64> {
+        let consumer = self.consumer(&format!("rtc-delivery-{}", self.dead));
+        let mut list = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            list.add_partition(&topic(&self.dead), partition);
+        }
+        let list = consumer.committed_offsets(list, PATIENCE).unwrap();
+        list.elements().iter().map(|element| element.offset().to_raw().unwrap_or(0).max(0)).collect()
+    }
+
+    fn ends(&self, node: &NodeId) -> Vec<i64> {
+        let consumer = self.consumer("rtc-forwarder-test");
+        (0..PARTITIONS).map(|index| consumer.fetch_watermarks(&topic(node), index, PATIENCE).unwrap().1).collect()
+    }
+
+    fn lease(&self) -> Option<String> {
+        let mut connection = redis::Client::open(self.redis.as_str()).unwrap().get_connection().unwrap();
+        redis::cmd("GET").arg(format!("{{rtc}}:consume:{}", self.dead)).query(&mut connection).unwrap()
+    }
+}
+
+fn collect(consumer: &BaseConsumer, found: &mut Vec<Record>) {
+    while let Some(message) = consumer.poll(PAUSE) {
+        let Ok(message) = message else { continue };
+        let text = |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
+        let headers = message.headers().map(|headers| {
+            headers.iter().map(|header| (header.key.to_owned(), text(header.value))).collect::<BTreeMap<_, _>>()
+        });
+        found.push(Record {
+            partition: message.partition(),
+            key: text(message.key()),
+            value: text(message.payload()),
+            headers: headers.unwrap_or_default(),
+        });
+    }
+}
+
+fn number_in(record: &Record) -> u32 {
+    let rest = record.value.split("\"msgId\":\"").nth(1).unwrap();
+    rest.split('"').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn what_stands_in_a_dead_nodes_topic_arrives_in_order_where_its_recipients_live_now() {
+    let Some(rig) = Rig::start("what_stands_in_a_dead_nodes_topic_arrives") else { return };
+    let clients: Vec<String> = (0..8).map(|number| format!("client-{number}")).collect();
+    for number in 0..200 {
+        rig.message(1, &clients[number as usize % clients.len()], number);
+    }
+    let fenced = &clients[3];
+    let fence =
+        format!(r#"{{"type":"fence","id":5,"hash":{},"pair":8,"trail":[4]}}"#, rig.ring.hash(fenced.as_bytes()));
+    rig.produce(1, "", &fence, &[("rtc-kind", "fence"), ("rtc-origin", "far/9/1")]);
+    let claimant = &rig.living[0];
+    let origin = format!("{claimant}/3/0");
+    let claim = r#"{"type":"claimed","clientId":"client-3","generation":77}"#;
+    rig.produce(1, fenced, claim, &[("rtc-kind", "claimed"), ("rtc-origin", &origin)]);
+    rig.produce(1, "", r#"{"type":"nudge","clientId":"client-3"}"#, &[("rtc-kind", "nudge"), ("rtc-origin", &origin)]);
+    let poison = format!("poison for {}", rig.dead);
+    rig.produce(1, "k", &poison, &[("rtc-origin", "far/9/0")]);
+    for number in 200..300 {
+        rig.message(2, &clients[number as usize % clients.len()], number);
+    }
+    rig.flush();
+    // The first eight were finished while the node lived.
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&topic(&rig.dead), 1, Offset::Offset(8)).unwrap();
+    rig.consumer(&format!("rtc-delivery-{}", rig.dead)).commit(&list, CommitMode::Sync).unwrap();
+
+    let readers = rig.living.each_ref().map(|node| rig.reader(&topic(node), PARTITIONS));
+    let (forwarder, counted) = rig.forwarder();
+    let mut found = [Vec::new(), Vec::new()];
+    // 292 messages, the fence, the answer.
+    rig.until(&forwarder, false, "all records arrive", || {
+        readers.iter().zip(&mut found).for_each(|(reader, found)| collect(reader, found));
+        found[0].len() + found[1].len() >= 294
+    });
+    let ends = rig.ends(&rig.dead);
+    rig.until(&forwarder, false, "the committed offsets move to the ends", || rig.committed() == ends);
+    rig.until(&forwarder, false, "the lease is free", || rig.lease().is_none());
+
+    let mark = format!("{:016x}", node_mark(&rig.dead));
+    let mut next: BTreeMap<(i32, &str), u32> = BTreeMap::new();
+    for (node, records) in rig.living.iter().zip(&found) {
+        for record in records.iter().filter(|record| record.headers.get("rtc-kind").unwrap() == "message") {
+            let (client, number) = (record.key.as_str(), number_in(record));
+            assert_eq!(rig.ring.owner(client.as_bytes()), node);
+            assert_eq!(record.partition, if number < 200 { 1 } else { 2 });
+            let headers = [("rtc-hops", "1"), ("rtc-trail", &mark), ("rtc-origin", "far/9/0"), ("trace", "t")];
+            headers.iter().for_each(|(name, value)| assert_eq!(record.headers.get(*name).unwrap(), value));
+            let expected = next.entry((record.partition, client)).or_insert_with(|| {
+                let first = if number < 200 { 8 } else { 200 };
+                (first..).find(|number| clients[*number as usize % clients.len()] == client).unwrap()
+            });
+            assert_eq!(number, *expected, "{client} in partition {}", record.partition);
+            *expected += 8;
+        }
+    }
+    assert!(next.iter().all(|((partition, _), next)| *next >= if *partition == 1 { 200 } else { 300 }));
+
+    let of_kind = |kind: &str| -> Vec<(usize, usize, &Record)> {
+        let all = found.iter().enumerate();
+        let all =
+            all.flat_map(|(node, records)| records.iter().enumerate().map(move |(at, record)| (node, at, record)));
+        all.filter(|(.., record)| record.headers.get("rtc-kind").unwrap() == kind).collect()
+    };
+    let fences = of_kind("fence");
+    let [(node, at, record)] = fences.as_slice() else { panic!("{} fences", fences.len()) };
+    assert_eq!(&rig.living[*node], rig.ring.owner(fenced.as_bytes()));
+    assert_eq!((record.partition, record.value.as_str()), (1, fence.as_str()));
+    assert_eq!(record.headers.get("rtc-origin").unwrap(), "far/9/1");
+    let behind = found[*node].iter().skip(at + 1);
+    assert!(
+        behind
+            .filter(|record| record.partition == 1)
+            .all(|record| record.key != *fenced || record.headers["rtc-kind"] == "released")
+    );
+    let answers = of_kind("released");
+    let [(0, _, record)] = answers.as_slice() else { panic!("{} answers", answers.len()) };
+    assert_eq!((record.partition, record.key.as_str()), (1, "client-3"));
+    assert_eq!(record.value, r#"{"type":"released","clientId":"client-3","generation":77}"#);
+    assert_eq!(record.headers.get("rtc-origin").unwrap(), &format!("{}/0/0", rig.dead));
+
+    let letters = rig.reader("rtc.dead-letter", 1);
+    let mut found = Vec::new();
+    rig.until(&forwarder, false, "the poison is among the dead letters", || {
+        collect(&letters, &mut found);
+        found.iter().any(|letter| {
+            letter.value == poison
+                && letter.headers.get("rtc-cause").is_some_and(|cause| cause == "malformed")
+                && letter
+                    .headers
+                    .get("rtc-source")
+                    .is_some_and(|source| *source == format!("{}/1/203", topic(&rig.dead)))
+        })
+    });
+    let sent: BTreeMap<_, _> = counted.sent().collect();
+    assert_eq!((sent["message"], sent["fence"], sent["claimed"]), (292, 1, 1));
+    assert_eq!(counted.dropped().find(|(kind, _)| *kind == "nudge"), Some(("nudge", 1)));
+    assert_eq!(counted.poison.load(Ordering::Relaxed), 1);
+
+    // While the node stays away late records follow.
+    rig.message(2, &clients[0], 300);
+    rig.flush();
+    let owner = rig.living.iter().position(|node| node == rig.ring.owner(clients[0].as_bytes())).unwrap();
+    let mut found = Vec::new();
+    rig.until(&forwarder, false, "a late record arrives", || {
+        collect(&readers[owner], &mut found);
+        found.iter().any(|record| number_in(record) == 300)
+    });
+    rig.until(&forwarder, false, "the lease is free again", || rig.lease().is_none());
+}
+
+#[test]
+fn a_node_that_is_back_gets_its_topic_back() {
+    const RECORDS: u32 = 60_000;
+    let Some(rig) = Rig::start("a_node_that_is_back_gets_its_topic_back") else { return };
+    for number in 0..RECORDS {
+        rig.message(1, "anna", number);
+    }
+    rig.flush();
+    let owner = rig.ring.owner(b"anna");
+    let (forwarder, _) = rig.forwarder();
+    rig.until(&forwarder, false, "records arrive", || rig.ends(owner)[1] > 0);
+    assert!(rig.lease().is_some_and(|lease| lease.contains(" balancer/balancer/")));
+    rig.until(&forwarder, true, "the lease is given back", || rig.lease().is_none());
+    let (committed, arrived) = (rig.committed()[1], rig.ends(owner)[1]);
+    assert!(committed > 0 && committed < i64::from(RECORDS), "{committed} are committed");
+    // The node reads on from there: what was sent on is confirmed, and nothing else is committed.
+    assert!(arrived >= committed, "{arrived} arrived, {committed} are committed");
+    // It is gone once more, and the rest follows.
+    rig.until(&forwarder, false, "the topic is drained", || rig.committed()[1] == i64::from(RECORDS));
+    assert!(rig.ends(owner)[1] >= i64::from(RECORDS));
+    drop(forwarder);
+    assert_eq!(rig.lease(), None);
+}
+
+#[test]
+fn a_leader_no_more_lets_go_and_a_topic_that_another_holds_is_left_alone() {
+    let Some(rig) = Rig::start("a_leader_no_more_lets_go") else { return };
+    rig.message(1, "anna", 0);
+    rig.flush();
+    let owner = rig.ring.owner(b"anna");
+    let mut connection = redis::Client::open(rig.redis.as_str()).unwrap().get_connection().unwrap();
+    let key = format!("{{rtc}}:consume:{}", rig.dead);
+    let () = redis::cmd("SET").arg(&key).arg("1 somebody").arg("PX").arg(600_000).query(&mut connection).unwrap();
+    let (forwarder, counted) = rig.forwarder();
+    rig.until(&forwarder, false, "a reading waits for the lease", || counted.topics.load(Ordering::Relaxed) == 1);
+    assert_eq!(rig.ends(owner)[1], 0);
+    forwarder.rest();
+    let deadline = Instant::now() + PATIENCE;
+    while counted.topics.load(Ordering::Relaxed) > 0 {
+        assert!(Instant::now() < deadline, "the reading goes on without the lead");
+        std::thread::sleep(PAUSE);
+    }
+    assert_eq!(rig.lease().as_deref(), Some("1 somebody"));
+    let () = redis::cmd("DEL").arg(&key).query(&mut connection).unwrap();
+    rig.until(&forwarder, false, "the record arrives", || rig.ends(owner)[1] == 1);
+}
