@@ -3,9 +3,12 @@
 //! send and send again. Whatever happens, every accepted message arrives, in order, at the right client only.
 //!
 //! A failure prints its seed: `RTC_SIMULATION_SEED=17 cargo test -p rtc-server simulation -- --nocapture` runs that one
-//! and tells its story; `RTC_SIMULATION_SEEDS=20000` runs more than the usual number.
+//! and tells its story; `RTC_SIMULATION_SEEDS=20000` runs more than the usual number, beginning with
+//! `RTC_SIMULATION_FIRST`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use ring::{NodeId, Ring, RingVersion, SharedRing, Weight};
@@ -998,31 +1001,38 @@ fn whatever_happens_accepted_messages_arrive_in_order() {
         World::new(seed, true).run();
         return;
     }
-    let seeds = number_of("RTC_SIMULATION_SEEDS").unwrap_or(SEEDS);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let (mut messages, mut repeats) = (0, 0);
+    let first = number_of("RTC_SIMULATION_FIRST").unwrap_or(0);
+    let seeds = first..first + number_of("RTC_SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let next = AtomicU64::new(first);
+    let run = || {
+        let (mut messages, mut repeats, mut failed) = (0, 0, Vec::new());
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if !seeds.contains(&seed) {
+                return (messages, repeats, failed);
+            }
+            let mut world = World::new(seed, false);
+            // One seed that fails says less than all of them together.
+            if std::panic::catch_unwind(AssertUnwindSafe(|| world.run())).is_err() {
+                failed.push(seed);
+            }
+            messages += world.clients.iter().map(|client| client.sent.len()).sum::<usize>();
+            repeats += world.clients.iter().map(|client| client.repeats).sum::<u64>();
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut messages, mut repeats, mut failed) = (0, 0, Vec::new());
     std::thread::scope(|scope| {
-        let run = |first: u64| {
-            let (mut messages, mut repeats) = (0, 0);
-            for seed in (first..seeds).step_by(usize::try_from(threads).unwrap_or(1)) {
-                let mut world = World::new(seed, false);
-                world.run();
-                messages += world.clients.iter().map(|client| client.sent.len()).sum::<usize>();
-                repeats += world.clients.iter().map(|client| client.repeats).sum::<u64>();
-            }
-            (messages, repeats)
-        };
-        let workers: Vec<_> = (0..threads).map(|first| scope.spawn(move || run(first))).collect();
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
         for worker in workers {
-            match worker.join() {
-                Ok((some, more)) => {
-                    messages += some;
-                    repeats += more;
-                }
-                Err(cause) => std::panic::resume_unwind(cause),
-            }
+            let (some, more, seeds) = worker.join().unwrap();
+            messages += some;
+            repeats += more;
+            failed.extend(seeds);
         }
     });
-    println!("{seeds} seeds: {messages} messages, {repeats} repeats that a client drops");
+    failed.sort_unstable();
+    println!("seeds {seeds:?}: {messages} messages, {repeats} repeats that a client drops");
+    assert!(failed.is_empty(), "seeds that failed: {failed:?}");
     assert!(messages > 0, "nothing was simulated");
 }

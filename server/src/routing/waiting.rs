@@ -149,8 +149,10 @@ impl Waiting {
     pub fn push_ahead(&mut self, key: Key, item: Box<Held>) {
         let bytes = cost(&item.posted);
         if let Some(queue) = self.queues.get_mut(key) {
-            let at = queue.items.iter().take_while(|held| held.is_ahead).count();
-            queue.items.insert(at, item);
+            // The store's answer is for those at the head, by their number.
+            let asked = if let Why::Store(count) = queue.why { count } else { 0 };
+            let ahead = queue.items.iter().take_while(|held| held.is_ahead).count();
+            queue.items.insert(ahead.max(asked).min(queue.items.len()), item);
             queue.bytes += bytes;
             self.bytes += bytes;
         }

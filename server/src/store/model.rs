@@ -295,7 +295,8 @@ impl Client {
             let is_given = message.offset != 0;
             let is_below = is_given && message.offset <= kept_offset;
             if is_below {
-                let is_here = self.messages.contains_key(&message.offset);
+                // Another message may stand there: one that was given too low a place before.
+                let is_here = self.messages.get(&message.offset).is_some_and(|kept| kept.identity == message.identity);
                 let is_over = matches!(author, Author::Holder { generation } if self.is_held_by(caller, *generation))
                     && message.offset <= self.trimmed_offset;
                 if is_here || is_over {
@@ -486,10 +487,16 @@ mod tests {
             bench.append(0, Author::Holder { generation: 5 }, Room::Owed, &[(offset + 2, 4)]),
             StoreAnswer::Appended { last_offset: offset + 4 }
         );
+        // So does one whose place the store has given to another meanwhile.
+        let holder = Author::Holder { generation: 5 };
+        assert_eq!(
+            bench.append(0, holder, Room::Owed, &[(offset + 4, 5)]),
+            StoreAnswer::Appended { last_offset: offset + 5 }
+        );
         assert_eq!(
             bench.append(0, other, Room::IfFree, &[(0, 6), (0, 7)]),
             StoreAnswer::Refused(BufferFull::Recipient)
         );
-        assert_eq!(bench.offsets(), [offset, offset + 1, offset + 3, offset + 4]);
+        assert_eq!(bench.offsets(), [offset, offset + 1, offset + 3, offset + 4, offset + 5]);
     }
 }
