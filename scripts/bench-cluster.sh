@@ -236,7 +236,7 @@ kill_service() {
         local killed_at
         killed_at=$(date +%s%N)
         scripts/services.sh start "$1"
-        note "kill-$1" "{\"ready_s\": $(((($(date +%s%N) - killed_at)) / 1000000))e-3}"
+        note "kill-$1" "{\"ready_s\": $((($(date +%s%N) - killed_at) / 1000000))e-3}"
     } &
     watcher=$!
     under_faults "kill-$1" "at=${FAULT_AT}s kill=$pid"
