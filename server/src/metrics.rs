@@ -161,6 +161,7 @@ counters! {
     unclaimed: Counter "rtc_socket_logins_unclaimed_total" "" "Logins that went on without the store.",
     claims_lost: Counter "rtc_socket_claims_lost_total" "" "Sessions that ended because another node holds their client.",
     unconfirmed: Counter "rtc_socket_unconfirmed_total" "" "Messages whose sender was told that nothing is known of them.",
+    owed_refused: Counter "rtc_store_owed_refused_total" "" "Times the store did not keep a message that was accepted before: it is asked again.",
     unexpected_answers: Counter "rtc_store_unexpected_answers_total" "" "Answers of the store that fit no question.",
     kept_messages: Gauge "rtc_store_messages" "" "Messages in replay buffers.",
     kept_bytes: Gauge "rtc_store_bytes" "" "Bytes that replay buffers take.",

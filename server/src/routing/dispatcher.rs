@@ -744,6 +744,11 @@ impl Dispatcher {
                 }
             }
             StoreAnswer::Refused(_) if count > 1 => queue.batch_max = 1,
+            StoreAnswer::Refused(_) if self.is_first_sent_on(key) => {
+                // Accepted long ago: it waits here, uncommitted, and the store is asked again with the next tick.
+                self.counters.owed_refused.add(1);
+                return;
+            }
             StoreAnswer::Refused(cause) => {
                 if let Some(held) = self.waiting.pop(key) {
                     let refusal = self.refusal(cause);

@@ -532,6 +532,8 @@ impl Dispatcher {
         let tries = claim.rare.as_ref().map_or(0, |rare| rare.tries);
         match claim.standing {
             Standing::Lost => {}
+            // The answer to an earlier login of the same session; this one's is to come.
+            Standing::Asked if holder.generation < claim.generation => {}
             Standing::Asked if tries < CLAIMS_MAX => {
                 // It happens now, so it is the newest: only a clock was behind.
                 claim.rare_mut().tries += 1;

@@ -127,7 +127,7 @@ pub enum Accepted {
 pub enum StoreNews {
     /// It goes on; there may be something to write.
     GoesOn,
-    /// The client is held elsewhere: this session is over.
+    /// The client is held elsewhere: what is left of this session is to be taken at once, by [`Session::take_rest`].
     Lost(Holder),
     /// It cannot be what was asked.
     Unexpected,
@@ -188,6 +188,8 @@ struct PendingAppend {
     msg_id: Box<str>,
     // Who is told; more than one if it was sent again meanwhile.
     askers: Vec<Origin>,
+    // The store has answered: another node holds the client.
+    is_barred: bool,
 }
 
 #[derive(Default)]
@@ -524,7 +526,8 @@ impl Session {
             Poll::Pending => {
                 self.last_offset = offset;
                 let askers = if inbound.wants_ack { vec![inbound.origin] } else { Vec::new() };
-                let pending = PendingAppend { message: kept, msg_id: inbound.envelope.msg_id.into(), askers };
+                let msg_id = inbound.envelope.msg_id.into();
+                let pending = PendingAppend { message: kept, msg_id, askers, is_barred: false };
                 self.delivery_mut(now_ms).pending.push_back(Pending::Append(Box::new(pending)));
                 Accepted::Queued
             }
@@ -548,7 +551,11 @@ impl Session {
             return StoreNews::GoesOn;
         }
         if let StoreAnswer::Elsewhere(holder) = answer {
-            delivery.pending.pop_front();
+            match delivery.pending.front_mut() {
+                // It is part of what is left here.
+                Some(Pending::Append(append)) => append.is_barred = true,
+                _ => _ = delivery.pending.pop_front(),
+            }
             return StoreNews::Lost(holder);
         }
         match (delivery.pending.pop_front(), answer) {
@@ -564,6 +571,13 @@ impl Session {
                 for asker in append.askers {
                     answers.push(asker, &append.msg_id, status);
                 }
+            }
+            (Some(Pending::Append(append)), StoreAnswer::Refused(_))
+                if append.askers.iter().any(|asker| asker.is_record()) =>
+            {
+                // Accepted long ago: the store is asked again, behind what it was given since.
+                let _ = store.append(&self.id, &append.message, Room::Owed, now_ms);
+                delivery.pending.push_back(Pending::Append(append));
             }
             (Some(Pending::Append(append)), StoreAnswer::Refused(cause)) => {
                 delivery.recent.remove(append.message.identity);
@@ -617,7 +631,9 @@ impl Session {
             match pending {
                 Pending::Append(append) => {
                     add(append.message, append.msg_id, append.askers);
-                    open.push_back(Pending::Stale);
+                    if !append.is_barred {
+                        open.push_back(Pending::Stale);
+                    }
                 }
                 Pending::Rest(_) => open.push_back(pending),
                 Pending::Spill(..) | Pending::Page | Pending::Stale => open.push_back(Pending::Stale),

@@ -1,0 +1,288 @@
+//! Which reports count, and what they say smoothed over time. A report that is absurd is refused whole: a number out of
+//! its range is a mistake somewhere, and clamping would make it look like a measurement.
+//!
+//! Node clocks are not read: a report is as old as the moment it was gathered.
+
+use std::collections::BTreeMap;
+
+use ring::control::Heartbeat;
+use ring::{ControlError, NODES_MAX, NodeId, RingVersion};
+
+/// Versions rise by one at a time: a node that claims more than this has not counted there.
+const BELIEVABLE_VERSION_MAX: u64 = 1 << 52;
+
+/// How loaded a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Load {
+    /// Share of its processors in use, 0 to 1.
+    pub cpu: f64,
+    /// Share of its memory in use, 0 to 1.
+    pub mem: f64,
+    /// 95th percentile of delivery latency, in ms.
+    pub latency_ms: f64,
+    /// Age of what it reads from Kafka, in ms.
+    pub lag_ms: f64,
+    /// Open connections.
+    pub connections: f64,
+    /// Messages per second.
+    pub mps: f64,
+}
+
+impl Load {
+    fn zip(self, other: Self, mix: impl Fn(f64, f64) -> f64) -> Self {
+        Self {
+            cpu: mix(self.cpu, other.cpu),
+            mem: mix(self.mem, other.mem),
+            latency_ms: mix(self.latency_ms, other.latency_ms),
+            lag_ms: mix(self.lag_ms, other.lag_ms),
+            connections: mix(self.connections, other.connections),
+            mps: mix(self.mps, other.mps),
+        }
+    }
+}
+
+impl From<&Heartbeat> for Load {
+    #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
+    fn from(heartbeat: &Heartbeat) -> Self {
+        Self {
+            cpu: heartbeat.cpu,
+            mem: heartbeat.mem,
+            latency_ms: heartbeat.p95_latency_ms,
+            lag_ms: heartbeat.kafka_topic_lag_latency_ms,
+            connections: heartbeat.active_conn as f64,
+            mps: heartbeat.mps,
+        }
+    }
+}
+
+/// A node that is alive, and what is known of its load.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Which node.
+    pub node: NodeId,
+    /// Its load; none where nothing is known, which is not the same as no load.
+    pub load: Option<Load>,
+    /// The ring it follows.
+    pub ring_version: Option<RingVersion>,
+}
+
+impl From<&Heartbeat> for Report {
+    fn from(heartbeat: &Heartbeat) -> Self {
+        let load = Some(Load::from(heartbeat));
+        Self { node: heartbeat.node_id.clone(), load, ring_version: heartbeat.ring_version }
+    }
+}
+
+/// Why a report does not count.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// It cannot be read, or has a figure out of its range.
+    #[error("{0}")]
+    Unreadable(#[from] ControlError),
+    /// The node has reported already in this round; the first report counts.
+    #[error("the node has reported twice")]
+    Duplicate,
+    /// It claims a ring that there cannot be.
+    #[error("ringVersion is {version}, no ring counts that far")]
+    Version {
+        /// What it claims.
+        version: RingVersion,
+    },
+    /// A ring holds no more nodes.
+    #[error("more nodes than a ring holds, limit {NODES_MAX}")]
+    TooManyNodes,
+}
+
+impl Refusal {
+    /// A stable word to count it under.
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "unreadable",
+            Self::Duplicate => "duplicate",
+            Self::Version { .. } => "version",
+            Self::TooManyNodes => "too_many_nodes",
+        }
+    }
+}
+
+/// The reports of one round: sorted by name, each node once, at most [`NODES_MAX`].
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Reports {
+    by_node: BTreeMap<NodeId, Report>,
+}
+
+impl Reports {
+    /// Takes one more report.
+    ///
+    /// # Errors
+    /// When it is the node's second, comes from one node too many, or claims an impossible ring.
+    pub fn insert(&mut self, report: Report) -> Result<(), Refusal> {
+        if let Some(version) = report.ring_version.filter(|version| version.get() > BELIEVABLE_VERSION_MAX) {
+            return Err(Refusal::Version { version });
+        }
+        if self.by_node.contains_key(&report.node) {
+            return Err(Refusal::Duplicate);
+        }
+        if self.by_node.len() == NODES_MAX {
+            return Err(Refusal::TooManyNodes);
+        }
+        self.by_node.insert(report.node.clone(), report);
+        Ok(())
+    }
+
+    /// Iterates in order of name.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Report> + Clone {
+        self.by_node.values()
+    }
+
+    /// Returns the report of `node`.
+    pub fn report(&self, node: &NodeId) -> Option<&Report> {
+        self.by_node.get(node)
+    }
+
+    /// Returns the number of nodes.
+    pub fn len(&self) -> usize {
+        self.by_node.len()
+    }
+
+    /// Returns whether nobody has reported.
+    pub fn is_empty(&self) -> bool {
+        self.by_node.is_empty()
+    }
+
+    /// Returns the newest ring that any node follows.
+    pub fn ring_version_max(&self) -> Option<RingVersion> {
+        self.iter().filter_map(|report| report.ring_version).max()
+    }
+}
+
+impl FromIterator<Report> for Reports {
+    /// Leaves out what [`Reports::insert`] refuses.
+    fn from_iter<I: IntoIterator<Item = Report>>(reports: I) -> Self {
+        let mut all = Self::default();
+        for report in reports {
+            let _ = all.insert(report);
+        }
+        all
+    }
+}
+
+/// What the nodes have reported lately, as exponential averages by time.
+#[derive(Debug, Clone, Default)]
+pub struct Smoothing {
+    by_node: BTreeMap<NodeId, Averages>,
+}
+
+/// A node's averages.
+#[derive(Debug, Clone, Copy)]
+struct Averages {
+    quick: Load,
+    slow: Load,
+    at_ms: u64,
+}
+
+impl Smoothing {
+    /// Takes a round of reports in. A node that has not reported is forgotten; one whose load is unknown keeps its past.
+    pub fn observe(&mut self, reports: &Reports, quick_half_life_ms: u64, slow_half_life_ms: u64, now_ms: u64) {
+        self.by_node.retain(|node, _| reports.report(node).is_some());
+        for report in reports.iter() {
+            let Some(load) = report.load else { continue };
+            let Some(averages) = self.by_node.get_mut(&report.node) else {
+                self.by_node.insert(report.node.clone(), Averages { quick: load, slow: load, at_ms: now_ms });
+                continue;
+            };
+            let passed_ms = now_ms.saturating_sub(averages.at_ms);
+            let mix = |half_life_ms| {
+                let kept = kept_share(passed_ms, half_life_ms);
+                move |old: f64, new: f64| old * kept + new * (1.0 - kept)
+            };
+            averages.quick = averages.quick.zip(load, mix(quick_half_life_ms));
+            averages.slow = averages.slow.zip(load, mix(slow_half_life_ms));
+            averages.at_ms = averages.at_ms.max(now_ms);
+        }
+    }
+
+    /// Returns what `node` has reported within the quick half-life, more or less.
+    pub fn quick(&self, node: &NodeId) -> Option<Load> {
+        self.by_node.get(node).map(|averages| averages.quick)
+    }
+
+    /// Returns the same over the slow half-life.
+    pub fn slow(&self, node: &NodeId) -> Option<Load> {
+        self.by_node.get(node).map(|averages| averages.slow)
+    }
+
+    /// Begins the slow averages anew from the quick ones: keys move now, and what was measured before says little.
+    pub fn restart_slow(&mut self) {
+        for averages in self.by_node.values_mut() {
+            averages.slow = averages.quick;
+        }
+    }
+}
+
+/// What of an average is left after `passed_ms`; without a half-life there is no memory.
+#[allow(clippy::cast_precision_loss, reason = "ms since 1970 are exact, and a ratio needs no more")]
+fn kept_share(passed_ms: u64, half_life_ms: u64) -> f64 {
+    if half_life_ms == 0 { 0.0 } else { (-(passed_ms as f64) / half_life_ms as f64).exp2() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(node: &str, cpu: f64) -> Report {
+        let load = Some(Load { cpu, ..Load::default() });
+        Report { node: NodeId::new(node).unwrap(), load, ring_version: None }
+    }
+
+    #[test]
+    fn the_first_report_of_a_node_counts_and_impossible_versions_do_not() {
+        let mut reports = Reports::default();
+        assert_eq!(reports.insert(report("a", 0.1)), Ok(()));
+        assert_eq!(reports.insert(report("a", 0.9)), Err(Refusal::Duplicate));
+        for (version, counts) in [(BELIEVABLE_VERSION_MAX, true), (BELIEVABLE_VERSION_MAX + 1, false)] {
+            let ring_version = Some(RingVersion::new(version).unwrap());
+            let result = reports.insert(Report { ring_version, ..report(&format!("v{version}"), 0.0) });
+            assert_eq!(result.is_ok(), counts, "{version}");
+        }
+        assert_eq!(reports.report(&NodeId::new("a").unwrap()).unwrap().load.unwrap().cpu, 0.1);
+        assert_eq!(reports.ring_version_max().unwrap().get(), BELIEVABLE_VERSION_MAX);
+    }
+
+    #[test]
+    fn one_node_more_than_a_ring_holds_is_refused() {
+        let mut reports: Reports = (0..NODES_MAX).map(|number| report(&format!("n{number}"), 0.5)).collect();
+        assert_eq!(reports.len(), NODES_MAX);
+        assert_eq!(reports.insert(report("one-more", 0.5)), Err(Refusal::TooManyNodes));
+    }
+
+    #[test]
+    fn after_a_half_life_old_and_new_count_alike() {
+        let node = NodeId::new("a").unwrap();
+        let mut smoothing = Smoothing::default();
+        let mut observe = |cpu, now_ms| {
+            smoothing.observe(&[report("a", cpu)].into_iter().collect(), 10_000, 40_000, now_ms);
+            let rounded = |load: Load| (load.cpu * 1000.0).round() / 1000.0;
+            (rounded(smoothing.quick(&node).unwrap()), rounded(smoothing.slow(&node).unwrap()))
+        };
+        assert_eq!(observe(0.8, 5_000), (0.8, 0.8));
+        assert_eq!(observe(0.4, 15_000), (0.6, 0.736));
+        // Time that stands still or steps back adds nothing.
+        assert_eq!(observe(0.0, 15_000), (0.6, 0.736));
+        assert_eq!(observe(0.0, 1_000), (0.6, 0.736));
+        assert_eq!(observe(0.6, 25_000), (0.6, 0.715));
+        smoothing.restart_slow();
+        assert!((smoothing.slow(&node).unwrap().cpu - 0.6).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_node_that_is_gone_is_forgotten_and_one_without_metrics_is_not() {
+        let node = NodeId::new("a").unwrap();
+        let mut smoothing = Smoothing::default();
+        smoothing.observe(&[report("a", 0.8)].into_iter().collect(), 10_000, 10_000, 0);
+        smoothing.observe(&[Report { load: None, ..report("a", 0.0) }].into_iter().collect(), 10_000, 10_000, 60_000);
+        assert_eq!(smoothing.quick(&node).unwrap().cpu, 0.8);
+        smoothing.observe(&Reports::default(), 10_000, 10_000, 62_000);
+        assert_eq!(smoothing.quick(&node), None);
+    }
+}

@@ -1,0 +1,45 @@
+//! The balancer: reads how loaded the nodes are, decides how much of the keys each should own, and publishes it.
+//!
+//! What decides is pure: no sockets, clocks, threads or files; time is an argument, so that a recorded day replays in a
+//! second. What reads and publishes is the rim.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `heartbeats` | which reports count, and their smoothing over time |
+//! | `score` | one number for how loaded a node is |
+//! | `policy` | weights from scores: exact totals, dead-band, limit of movement |
+//! | `triggers` | when to compute weights anew |
+//! | `scaling` | when to recommend more nodes or fewer |
+//! | `decide` | the pure whole: [`decide::decide`] |
+//! | `rules` | every threshold with its default |
+//! | `presence` | who is alive |
+//! | `replay` | the same core over recorded lines |
+//! | `simulate` | the same core over a model of a fleet |
+//! | `service` | the loop that looks, decides and publishes, as leader or follower |
+//! | `store` | Redis: heartbeats, lease, ring |
+//! | `publisher` | Kafka: control messages out, the ring's topic in |
+//! | `prometheus` | metrics beside what the nodes report |
+//! | `view` | what is shown of all this |
+//! | `http`, `metrics`, `page` | how it is served |
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
+
+pub mod decide;
+pub mod heartbeats;
+pub mod http;
+mod metrics;
+mod nesting;
+mod page;
+pub mod policy;
+pub mod presence;
+pub mod prometheus;
+pub mod publisher;
+pub mod replay;
+pub mod rules;
+pub mod scaling;
+pub mod score;
+pub mod service;
+pub mod simulate;
+pub mod store;
+pub mod triggers;
+pub mod view;
