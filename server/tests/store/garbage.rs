@@ -71,10 +71,32 @@ fn fields_of_a_session_that_make_no_sense_are_left_out() {
         survives(&redis, &format!("node-{}", value.len()), |connection, sess, _| {
             tell(connection, &[b"HSET", sess, b"nodeId", value, b"incarnation", b"1", b"generation", b"3"]);
         });
-        survives(&redis, &format!("previous-{}", value.len()), |connection, sess, _| {
-            tell(connection, &[b"HSET", sess, b"previous", value]);
+    }
+    let lives = "n1 1 2,".repeat(9);
+    let lists =
+        ["", ",", "no node!", "n1 1", "n1 1 -2", "n! 1 2", "n1 1 2;n2 1 2", "n1 1 99999999999999999999", &lives];
+    for (at, value) in lists.map(str::as_bytes).into_iter().chain([&large[..]]).enumerate() {
+        survives(&redis, &format!("unreleased-{at}"), |connection, sess, _| {
+            tell(connection, &[b"HSET", sess, b"unreleased", value]);
         });
     }
+}
+
+#[test]
+fn of_a_list_of_former_holders_the_good_ones_stay() {
+    let Some(redis) = Redis::any() else { return };
+    let mut connection = redis::Client::open(redis.url.as_str()).unwrap().get_connection().unwrap();
+    let mut running = Running::start(&redis.url);
+    let who = client("former");
+    let sess = format!("sess:{{{}}}", who.as_str());
+    tell(&mut connection, &[b"HSET", sess.as_bytes(), b"generation", b"3", b"unreleased", b"n1 1 2,x,n0 1 2,n2 5 3"]);
+    let StoreAnswer::Claimed { unreleased, .. } = running.ask(claim(&who)) else { panic!("not claimed") };
+    let lives: Vec<_> = unreleased.iter().map(|held| (held.node.as_str(), held.incarnation, held.generation)).collect();
+    assert_eq!(lives, [("n1", 1, 2), ("n2", 5, 3)], "the caller's own life is left out");
+    assert_eq!(running.counters.malformed.value(), 1);
+    // What made no sense is gone: it is counted once.
+    running.ask(claim(&who));
+    assert_eq!(running.counters.malformed.value(), 1);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::redis_server::Redis;
 use crate::scripted::{NOW, Scripted};
 
 const LIMITS: BufferLimits = BufferLimits { recipient_bytes: 2500, recipient_messages: 12 };
-const NODES: [&str; 2] = ["n0", "n1"];
+const NODES: [&str; 7] = ["n0", "n1", "n2", "n3", "n4", "n5", "n6"];
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -100,14 +100,41 @@ fn request(ask: Ask, client: ClientId) -> StoreRequest {
     }
 }
 
+/// One client that is taken over again and again, with few releases: former holders pile up, and go on appending.
+fn contested() -> impl Strategy<Value = Step> {
+    let lately = || prop_oneof![2 => 1..60u64, 1 => Just(1u64)];
+    let kind = prop_oneof![4 => Just(ClaimKind::Again), 1 => Just(ClaimKind::Fresh)];
+    let room = prop_oneof![Just(Room::IfFree), Just(Room::Owed)];
+    let ask = prop_oneof![
+        12 => (1..60u64, kind, 0..40u64).prop_map(|(generation, kind, ceiling)| Ask::Claim { generation, kind, ceiling }),
+        3 => (lately(), 0..40u64).prop_map(|(generation, last)| Ask::Release { generation, last }),
+        8 => (lately(), prop::collection::vec(message(), 0..4), room).prop_map(|(generation, messages, room)| {
+            Ask::Append { author: Author::Holder { generation }, messages, room }
+        }),
+        2 => (lately(), offset()).prop_map(|(generation, offset)| Ask::Trim { generation, offset }),
+    ];
+    ((0..NODES.len(), 1..3u64), ask).prop_map(|(life, ask)| Step::Ask { life, client: 0, ask })
+}
+
 #[test]
 fn the_scripts_keep_the_rules_of_the_model_however_often_they_are_sent() {
+    compare(step());
+}
+
+#[test]
+fn the_scripts_keep_the_rules_of_the_model_while_nodes_contend_for_a_client() {
+    compare(contested());
+}
+
+/// Lives the steps in Redis and in the model, each request once and once more, and insists on the same answers and on
+/// the same messages.
+fn compare(step: impl Strategy<Value = Step>) {
     static CASE: AtomicU32 = AtomicU32::new(0);
     let Some(redis) = Redis::any() else { return };
     let scripted = std::cell::RefCell::new(Scripted::new(&redis.url, LIMITS));
     let nodes = NODES.map(|node| NodeId::new(node).unwrap());
     let config = ProptestConfig { cases: 400, max_shrink_iters: 2000, failure_persistence: None, ..Default::default() };
-    proptest!(config, |(steps in prop::collection::vec(step(), 1..60))| {
+    proptest!(config, |(steps in prop::collection::vec(step, 1..60))| {
         let scripted = &mut *scripted.borrow_mut();
         let case = CASE.fetch_add(1, Ordering::Relaxed);
         let clients = [0, 1].map(|client| {

@@ -110,6 +110,18 @@ fn a_shard_without_room_gets_its_answers_later() {
 }
 
 #[test]
+fn what_nobody_waits_for_is_done_without_an_answer() {
+    let Some(redis) = Redis::any() else { return };
+    let mut running = Running::start(&redis.url);
+    let who = client("nobody");
+    running.handle.post(0, Ticket::NOBODY, append(&who, vec![message(1, TTL_MS)])).unwrap();
+    // The first answer is that to the page, and the message is in it.
+    let kept: Vec<u64> = running.kept(&who).iter().map(|kept| kept.identity).collect();
+    assert_eq!(kept, [1]);
+    assert_eq!(running.counters.appends.value(), 1);
+}
+
+#[test]
 fn what_nobody_asks_for_expires_and_is_counted() {
     let Some(redis) = Redis::any() else { return };
     let mut running = Running::start(&redis.url);

@@ -7,6 +7,7 @@ use ring::NodeId;
 use thiserror::Error;
 
 use crate::bus::Holder;
+use crate::store::bounds::UNRELEASED_MAX;
 use crate::store::request::StoreAnswer;
 use crate::store::{BufferFull, Kept};
 
@@ -59,10 +60,10 @@ pub fn reply(value: Value) -> Result<Reply, ForeignReply> {
         1 => {
             let (generation, last_offset, lost_offset) = (items.number()?, items.number()?, items.number()?);
             let (is_known, has_messages) = (items.number()? == 1, items.number()? == 1);
-            let unreleased = items.holder()?.into_iter().collect();
+            let unreleased = items.holders()?;
             StoreAnswer::Claimed { generation, unreleased, last_offset, lost_offset, is_known, has_messages }
         }
-        2 => StoreAnswer::Elsewhere(items.holder()?.ok_or(ForeignReply)?),
+        2 => StoreAnswer::Elsewhere(items.holder()?),
         3 => StoreAnswer::Appended { last_offset: items.number()? },
         4 => StoreAnswer::Refused(BufferFull::Recipient),
         6 => {
@@ -97,15 +98,23 @@ impl Items {
         }
     }
 
-    /// The node is empty where there is none.
-    fn holder(&mut self) -> Result<Option<Holder>, ForeignReply> {
+    fn holder(&mut self) -> Result<Holder, ForeignReply> {
         let node = self.bytes()?.ok_or(ForeignReply)?;
         let (incarnation, generation) = (self.number()?, self.number()?);
-        if node.is_empty() {
-            return Ok(None);
-        }
         let node = str::from_utf8(&node).ok().and_then(|node| NodeId::new(node).ok()).ok_or(ForeignReply)?;
-        Ok(Some(Holder { node, incarnation, generation }))
+        Ok(Holder { node, incarnation, generation })
+    }
+
+    /// All that follow.
+    fn holders(&mut self) -> Result<Vec<Holder>, ForeignReply> {
+        if self.0.len() > 3 * UNRELEASED_MAX {
+            return Err(ForeignReply);
+        }
+        let mut holders = Vec::with_capacity(self.0.len() / 3);
+        while self.0.len() > 0 {
+            holders.push(self.holder()?);
+        }
+        Ok(holders)
     }
 
     /// The good messages, and the offset of the last one whether it is good or not.
@@ -192,6 +201,34 @@ mod tests {
         }
     }
 
+    fn claimed(unreleased: &[Value]) -> Vec<Value> {
+        [1, 0, 0, 5, 6, 7, 1, 0].map(Value::Int).into_iter().chain(unreleased.iter().cloned()).collect()
+    }
+
+    #[test]
+    fn former_holders_come_back_in_their_order() {
+        let lives = (0..UNRELEASED_MAX as u64).map(|at| (format!("n{at}"), at, at + 3));
+        let items: Vec<Value> = lives
+            .clone()
+            .flat_map(|(node, life, generation)| {
+                [bulk(node), Value::Int(life.cast_signed()), Value::Int(generation.cast_signed())]
+            })
+            .collect();
+        let expected: Vec<Holder> = lives
+            .map(|(node, incarnation, generation)| Holder {
+                node: NodeId::new(&node).unwrap(),
+                incarnation,
+                generation,
+            })
+            .collect();
+        let Ok(Reply { outcome: Outcome::Answer(StoreAnswer::Claimed { unreleased, .. }), .. }) =
+            reply(Value::Array(claimed(&items)))
+        else {
+            panic!("not claimed")
+        };
+        assert_eq!(unreleased, expected);
+    }
+
     #[test]
     fn foreign_replies_are_told_as_such() {
         let number = Value::Int;
@@ -202,6 +239,9 @@ mod tests {
             vec![number(3), number(0), number(-1), number(5)],
             vec![number(2), number(0), number(0), bulk("no node!"), number(1), number(1)],
             vec![number(2), number(0), number(0), bulk(""), number(1), number(1)],
+            claimed(&[bulk("n0"), number(1)]),
+            claimed(&[bulk(""), number(0), number(0)]),
+            claimed(&[bulk("n0"), number(1), number(2)].repeat(UNRELEASED_MAX + 1)),
             vec![number(6), number(0), number(0), bulk("5")],
             vec![number(6), number(0), number(0), bulk("x"), bulk(""), bulk("")],
         ] {

@@ -32,7 +32,6 @@ counters! {
     removes: Counter "rtc_socket_store_requests_total" "kind=\"remove\"" "Requests that the store has answered, by kind.",
     elsewhere: Counter "rtc_socket_store_not_done_total" "cause=\"elsewhere\"" "Requests that the store did not do, by cause.",
     buffer_full: Counter "rtc_socket_store_not_done_total" "cause=\"buffer_full\"" "Requests that the store did not do, by cause.",
-    out_of_order: Counter "rtc_socket_store_not_done_total" "cause=\"out_of_order\"" "Requests that the store did not do, by cause.",
     refused: Counter "rtc_socket_store_not_done_total" "cause=\"refused\"" "Requests that the store did not do, by cause.",
     retried: Counter "rtc_socket_store_retried_total" "" "Requests asked again, after a lost connection or a passing error.",
     expired: Counter "rtc_socket_store_expired_total" "found_by=\"request\"" "Messages dropped from replay buffers by age.",

@@ -3,16 +3,23 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ring::NODE_ID_BYTES_MAX;
+
 use super::codec;
 use super::keys;
 use super::pack::Pack;
 use crate::protocol::ClientId;
-use crate::store::bounds::{BufferLimits, EXPIRED_PER_APPEND_MAX, MESSAGE_OVERHEAD_BYTES, NUMBER_MAX, REPEAT_WINDOW};
+use crate::store::bounds::{
+    BufferLimits, EXPIRED_PER_APPEND_MAX, MESSAGE_OVERHEAD_BYTES, NUMBER_MAX, OFFSETS_RESERVED_MIN, REPEAT_WINDOW,
+    UNRELEASED_MAX,
+};
 use crate::store::request::{Author, ClaimKind, StoreRequest};
 use crate::store::{Kept, Room};
 
 /// Keys outlive the last message in them by this much.
 const TTL_MARGIN_MS: u64 = 600_000;
+/// The longest list of former holders: a node's id, two numbers, what stands between them.
+const UNRELEASED_BYTES_MAX: usize = UNRELEASED_MAX * (NODE_ID_BYTES_MAX + 2 * 16 + 3);
 
 /// Which script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +66,9 @@ impl Script {
              local OVERHEAD_BYTES = {MESSAGE_OVERHEAD_BYTES}\n\
              local BODY_BYTES_MAX = {}\n\
              local META_BYTES_MAX = {}\n\
+             local OFFSETS_RESERVED_MIN = {OFFSETS_RESERVED_MIN}\n\
+             local UNRELEASED_MAX = {UNRELEASED_MAX}\n\
+             local UNRELEASED_BYTES_MAX = {UNRELEASED_BYTES_MAX}\n\
              local TTL_MARGIN_MS = {TTL_MARGIN_MS}\n\
              {prelude}\n{buffer}\n{body}",
             codec::BODY_BYTES_MAX,

@@ -103,7 +103,7 @@ pub struct StoreHandle {
 }
 
 impl StoreHandle {
-    /// Posts a request; its answer comes to `shard` as [`Mail::Stored`], once.
+    /// Posts a request; its answer comes to `shard` as [`Mail::Stored`], once; for [`Ticket::NOBODY`] none comes.
     ///
     /// # Errors
     /// Gives the request back: the queue is full, or the store is stopping.
@@ -558,6 +558,9 @@ impl Worker {
             _ => {}
         }
         self.shared.queued_bytes.fetch_sub(job.bytes, Ordering::Relaxed);
+        if job.ticket == Ticket::NOBODY {
+            return;
+        }
         let shard = usize::from(job.shard);
         let mail = Mail::Stored(job.ticket, Box::new(answer));
         let (Some(sender), Some(undelivered)) = (self.shards.get(shard), self.undelivered.get_mut(shard)) else {

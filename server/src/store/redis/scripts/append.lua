@@ -25,7 +25,11 @@ end
 
 if session.holder and author == 'holder' then
     local generation = tonumber(ARGV[6])
-    if not (mine and (session.generation <= generation or session.asked == generation)) then
+    local may = mine and (session.generation <= generation or session.asked == generation)
+    for _, former in ipairs(unreleased) do
+        may = may or (is_me(former) and former[3] >= generation)
+    end
+    if not may then
         return elsewhere()
     end
 elseif session.holder and author == 'other' then
@@ -81,36 +85,38 @@ if not mine then
     last = math.max(last, session.ceiling)
 end
 local held = author == 'holder' and is_held_by(tonumber(ARGV[6]))
-local new, new_offsets, bytes, latest = {}, {}, 0, 0
+local new, bytes, latest = {}, 0, 0
 for at = 11, #ARGV, 3 do
     local offset, meta, body = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
     local is_given = offset ~= 0
+    local is_below = is_given and offset <= kept
     local identity = string.match(meta, '^%d+')
-    local seen_at = (is_free or not is_given) and seen[identity]
-    if seen_at then
+    local is_done = is_below and held and offset <= session.trimmed
+    if is_below and not is_done and length > 0 then
+        -- Another message may stand there: one that was given too low a place before.
+        local entry = redis.call('XRANGE', buf, text(offset), text(offset))[1]
+        local message = entry and decode(entry)
+        is_done = message and string.match(message.meta, '^%d+') == identity
+    end
+    local seen_at = (is_free or is_below or not is_given) and seen[identity]
+    if is_done then
+        answer = offset
+    elseif seen_at then
         answer = seen_at
     else
-        if not is_given then
+        if is_below or not is_given then
+            -- One that was given too late gets its place behind what came before it.
             offset = math.min(math.max(last + 1, now * 4096), NUMBER_MAX)
         end
-        answer = offset
-        if offset > NUMBER_MAX or (not is_given and offset <= last) then
-            return { OUT_OF_ORDER, expired, malformed }
+        -- All offsets that there are have been given away.
+        if offset > NUMBER_MAX or offset <= kept then
+            return { REFUSED, expired, malformed }
         end
-        if offset <= kept then
-            local is_here = new_offsets[offset] or (held and offset <= session.trimmed)
-                or (length > 0 and #redis.call('XRANGE', buf, text(offset), text(offset)) > 0)
-            if not is_here then
-                return { OUT_OF_ORDER, expired, malformed }
-            end
-        else
-            kept, last = offset, math.max(last, offset)
-            seen[identity] = offset
-            new_offsets[offset] = true
-            new[#new + 1] = { text(offset) .. '-0', meta, body }
-            bytes = bytes + #body + OVERHEAD_BYTES
-            latest = math.max(latest, tonumber(string.match(meta, '%d+$')))
-        end
+        answer, kept, last = offset, offset, math.max(last, offset)
+        seen[identity] = offset
+        new[#new + 1] = { text(offset) .. '-0', meta, body }
+        bytes = bytes + #body + OVERHEAD_BYTES
+        latest = math.max(latest, tonumber(string.match(meta, '%d+$')))
     end
 end
 if #new > 0 then

@@ -3,18 +3,20 @@
 local generation, is_fresh, ceiling = tonumber(ARGV[5]), ARGV[6] == 'fresh', tonumber(ARGV[7])
 local asked_again = is_mine and session.asked == generation
 
-if session.ceiling < ceiling then
-    session.ceiling_text = ARGV[7]
+-- Up to where the holder may issue offsets from now on.
+local function reserved()
+    return text(math.min(math.max(session.ceiling, ceiling, session.last + OFFSETS_RESERVED_MIN), NUMBER_MAX))
 end
-if is_fresh and asked_again then
-    -- Sent twice: it stands.
-    redis.call('HSET', sess, 'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', ARGV[8])
-elseif not is_fresh and (asked_again or (is_mine and session.generation == generation)) then
-    if session.asked_ceiling ~= ceiling then
+
+if (is_fresh and asked_again) or (not is_fresh and is_mine and (asked_again or session.generation == generation)) then
+    if is_fresh or session.asked_ceiling == ceiling then
+        -- Sent twice: it stands.
+        redis.call('HSET', sess, 'ceiling', reserved(), 'lastSeen', ARGV[8])
+    else
         -- A renewal: the take-over is long over.
-        session.previous = nil
+        clear_unreleased()
         session.asked_known = '1'
-        redis.call('HSET', sess, 'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', ARGV[8],
+        redis.call('HSET', sess, 'ceiling', reserved(), 'lastSeen', ARGV[8],
             'asked', ARGV[5] .. ' ' .. ARGV[7] .. ' 1')
     end
 elseif not is_fresh and session.holder and session.generation >= generation then
@@ -25,23 +27,22 @@ else
         -- Whoever held it may have issued all that it had reserved.
         session.last = math.max(session.last, session.ceiling)
         if not is_mine then
-            session.previous, session.previous_life = session.holder, session.life
-            session.previous_generation = session.generation
-            redis.call('HSET', sess, 'previous', session.previous .. ' ' .. text(session.previous_life) .. ' '
-                .. text(session.previous_generation))
+            unreleased[#unreleased + 1] = { session.holder, session.life, session.generation }
+            if #unreleased > UNRELEASED_MAX then
+                table.remove(unreleased, 1)
+            end
+            must_note_unreleased = true
         end
     end
     session.generation = math.min(math.max(generation, session.generation + 1), NUMBER_MAX)
     redis.call('HSET', sess, 'nodeId', node, 'incarnation', ARGV[4], 'generation', text(session.generation),
-        'ceiling', session.ceiling_text or text(session.ceiling), 'lastSeen', ARGV[8], 'lastOffset', text(session.last),
+        'ceiling', reserved(), 'lastSeen', ARGV[8], 'lastOffset', text(session.last),
         'asked', ARGV[5] .. ' ' .. ARGV[7] .. ' ' .. session.asked_known)
     if session.trimmed > 0 then
         redis.call('HDEL', sess, 'trimmedOffset')
     end
 end
-if values[11] and not session.previous then
-    redis.call('HDEL', sess, 'previous')
-end
+note_unreleased()
 
 if length > 0 then
     -- A message may live longer than this.
@@ -50,10 +51,13 @@ if length > 0 then
 else
     redis.call('PEXPIRE', sess, ARGV[2])
 end
-local previous, previous_life, previous_generation = '', 0, 0
-if session.previous and (session.previous ~= node or session.previous_life ~= incarnation) then
-    previous, previous_life = session.previous, session.previous_life
-    previous_generation = session.previous_generation
+local reply = { CLAIMED, expired, malformed, session.generation, session.last, session.lost,
+    tonumber(session.asked_known), length > 0 and 1 or 0 }
+for _, former in ipairs(unreleased) do
+    if not is_me(former) then
+        for _, part in ipairs(former) do
+            reply[#reply + 1] = part
+        end
+    end
 end
-return { CLAIMED, expired, malformed, session.generation, session.last, session.lost, tonumber(session.asked_known),
-    length > 0 and 1 or 0, previous, previous_life, previous_generation }
+return reply

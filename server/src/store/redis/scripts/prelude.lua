@@ -6,7 +6,7 @@
 --       3 the calling node, 4 its incarnation; then what the script says.
 -- Replies: a number that names the answer, how many messages expired, how many values were malformed, then its parts.
 
-local CLAIMED, ELSEWHERE, APPENDED, REFUSED, OUT_OF_ORDER, PAGE, DONE, SWEPT = 1, 2, 3, 4, 5, 6, 7, 8
+local CLAIMED, ELSEWHERE, APPENDED, REFUSED, PAGE, DONE, SWEPT = 1, 2, 3, 4, 6, 7, 8
 local CHUNK = 256
 
 local sess, buf = KEYS[1], KEYS[2]
@@ -44,7 +44,7 @@ local function heal(key, err)
 end
 
 local values = redis.pcall('HMGET', sess, 'nodeId', 'incarnation', 'generation', 'ceiling', 'lastOffset', 'keptOffset',
-    'lostOffset', 'trimmedOffset', 'bytes', 'asked', 'previous')
+    'lostOffset', 'trimmedOffset', 'bytes', 'asked', 'unreleased')
 if values.err then
     heal(sess, values.err)
     values = {}
@@ -86,13 +86,24 @@ if values[10] and is_mine then
         malformed = malformed + 1
     end
 end
+-- Who held it before and has not released it yet, latest last.
+local unreleased, must_note_unreleased = {}, false
 if values[11] then
-    local holder, life, generation = string.match(values[11], '^(%S+) (%d+) (%d+)$')
-    if holder and is_node_id(holder) then
-        session.previous, session.previous_life = holder, whole(life)
-        session.previous_generation = whole(generation)
-    else
-        malformed = malformed + 1
+    local is_good, count = #values[11] <= UNRELEASED_BYTES_MAX, 0
+    if is_good then
+        for entry in string.gmatch(values[11] .. ',', '([^,]*),') do
+            local holder, life, generation = string.match(entry, '^(%S+) (%d+) (%d+)$')
+            life, generation, count = tonumber(life or ''), tonumber(generation or ''), count + 1
+            if holder and is_node_id(holder) and life <= NUMBER_MAX and generation <= NUMBER_MAX
+                and count <= UNRELEASED_MAX then
+                unreleased[#unreleased + 1] = { holder, life, generation }
+            else
+                is_good = false
+            end
+        end
+    end
+    if not is_good then
+        malformed, must_note_unreleased = malformed + 1, true
     end
 end
 local is_lost = length > 0 and (session.kept == 0 or not values[9])
@@ -118,6 +129,33 @@ end
 -- Whether this login holds the client, under the generation it has or the one it had asked for.
 local function is_held_by(generation)
     return is_mine and (session.generation == generation or session.asked == generation)
+end
+
+-- Whether this life of this node is the former holder.
+local function is_me(former)
+    return former[1] == node and former[2] == incarnation
+end
+
+-- Writes the former holders down, where they are not what stands there.
+local function note_unreleased()
+    if not must_note_unreleased then
+        return
+    end
+    if #unreleased == 0 then
+        redis.call('HDEL', sess, 'unreleased')
+        return
+    end
+    local entries = {}
+    for at, former in ipairs(unreleased) do
+        entries[at] = former[1] .. ' ' .. text(former[2]) .. ' ' .. text(former[3])
+    end
+    redis.call('HSET', sess, 'unreleased', table.concat(entries, ','))
+end
+
+local function clear_unreleased()
+    if #unreleased > 0 then
+        unreleased, must_note_unreleased = {}, true
+    end
 end
 
 local function outlive(key, ttl)
