@@ -150,6 +150,7 @@ impl Ticket {
     }
 
     /// A session's claim.
+    #[must_use]
     pub fn claim(self) -> Self {
         Self(self.0 | Self::CLAIM)
     }
