@@ -611,31 +611,28 @@ impl Dispatcher {
         let is_ahead = first.is_ahead;
         if first.expires_ms <= self.now.wall_ms {
             if let Some(held) = self.waiting.pop(key) {
-                self.expire(*held);
+                self.expire(&held);
             }
             return true;
         }
         let session = self.find_session(hash, &client);
-        let target = match session {
-            Some(session) => {
-                if let Some(why) = self.obstacle(session, source, hash, is_ahead) {
-                    return self.wait(key, why);
-                }
-                None
+        let target = if let Some(session) = session {
+            if let Some(why) = self.obstacle(session, source, hash, is_ahead) {
+                return self.wait(key, why);
             }
-            None => {
-                let target = self.target(&client, hash, self.is_first_sent_on(key));
-                // Sent on too often it is kept here, and its order is no longer waited for.
-                let is_last_stop = self.is_sent_on_too_often(key);
-                let target = target.filter(|_| !is_last_stop);
-                if !is_ahead
-                    && !is_last_stop
-                    && let Some(why) = self.way(source, hash, target.as_ref())
-                {
-                    return self.wait(key, why);
-                }
-                target
+            None
+        } else {
+            let target = self.target(&client, hash, self.is_first_sent_on(key));
+            // Sent on too often it is kept here, and its order is no longer waited for.
+            let is_last_stop = self.is_sent_on_too_often(key);
+            let target = target.filter(|_| !is_last_stop);
+            if !is_ahead
+                && !is_last_stop
+                && let Some(why) = self.way(source, hash, target.as_ref())
+            {
+                return self.wait(key, why);
             }
+            target
         };
         match (session, target) {
             (Some(session), _) => {
@@ -868,7 +865,7 @@ impl Dispatcher {
         self.place(produced.placing);
     }
 
-    fn expire(&mut self, held: Held) {
+    fn expire(&mut self, held: &Held) {
         self.counters.expired.add(1);
         let outcome = Err((ErrorCode::Unconfirmed, "it reached its age limit on the way"));
         self.tell(held.posted.origin, &escape(&held.posted.msg_id), Some(outcome));

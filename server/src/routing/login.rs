@@ -418,14 +418,14 @@ impl Dispatcher {
         match standing {
             Standing::Asked | Standing::Unclaimed => {
                 claim.rare_mut().found = found;
-                if !nodes.is_empty() {
+                if nodes.is_empty() {
+                    self.begin(key, false, true);
+                } else {
                     claim.rare_mut().unreleased = nodes;
                     claim.standing = Standing::TakingOver;
                     if standing == Standing::Unclaimed {
                         self.opening.push(key);
                     }
-                } else {
-                    self.begin(key, false, true);
                 }
             }
             Standing::Held | Standing::Starting => {

@@ -260,7 +260,7 @@ impl Paths {
             {
                 match recent.next {
                     Some((node, sequence)) => {
-                        _ = half.insert(fence.hash, Recent { node, sequence, next: None, ..recent })
+                        _ = half.insert(fence.hash, Recent { node, sequence, next: None, ..recent });
                     }
                     None => _ = half.remove(&fence.hash),
                 }

@@ -176,7 +176,7 @@ impl Waiting {
     }
 
     /// Takes out the items, from `first` on, for which `is_out` says so.
-    pub fn extract(&mut self, key: Key, first: usize, mut is_out: impl FnMut(&Held) -> bool) -> Vec<Box<Held>> {
+    pub fn extract(&mut self, key: Key, first: usize, mut is_out: impl FnMut(&Held) -> bool) -> Vec<Held> {
         let Some(queue) = self.queues.get_mut(key) else { return Vec::new() };
         let mut out = Vec::new();
         let mut at = first;
@@ -186,7 +186,7 @@ impl Waiting {
             {
                 queue.bytes -= cost(&item.posted);
                 self.bytes -= cost(&item.posted);
-                out.push(item);
+                out.push(*item);
             } else {
                 at += 1;
             }
@@ -208,5 +208,85 @@ impl Waiting {
     pub fn keys(&self, is_it: impl Fn(&Queue) -> bool) -> Vec<Key> {
         let all = (0..self.queues.slots()).filter_map(|index| self.queues.at(u32::try_from(index).ok()?));
         all.filter(|(_, queue)| is_it(queue)).map(|(key, _)| key).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::PayloadField;
+    use crate::shard::origin::Origin;
+
+    fn held(msg_id: &str) -> Held {
+        let posted = Posted {
+            msg_id: msg_id.into(),
+            from: "a".into(),
+            sender: 1,
+            to: "b".into(),
+            hash: 2,
+            field: PayloadField::Payload,
+            payload: "1".into(),
+            origin: Origin::NOBODY,
+            wants_ack: false,
+            ts_ms: 0,
+            ttl_ms: None,
+            hops: 0,
+            trail: Vec::new(),
+        };
+        Held { posted: Box::new(posted), placing: None, sent_by: None, since_ms: 0, expires_ms: 0, is_ahead: false }
+    }
+
+    fn ahead(msg_id: &str) -> Held {
+        Held { is_ahead: true, ..held(msg_id) }
+    }
+
+    fn names(waiting: &mut Waiting, key: Key) -> Vec<String> {
+        std::iter::from_fn(|| waiting.pop(key)).map(|held| held.posted.msg_id.to_string()).collect()
+    }
+
+    #[test]
+    fn what_is_ahead_of_a_fence_goes_before_what_waits_for_it() {
+        let mut waiting = Waiting::default();
+        let key = waiting.find_or_make("b", 2, 1, Why::Fence(7));
+        waiting.push(key, Box::new(held("waits")));
+        waiting.push_ahead(key, Box::new(ahead("first")));
+        waiting.push_ahead(key, Box::new(ahead("second")));
+        assert_eq!(names(&mut waiting, key), ["first", "second", "waits"]);
+        assert_eq!(waiting.bytes(), 0);
+    }
+
+    #[test]
+    fn nothing_goes_before_what_the_store_was_asked_about() {
+        let mut waiting = Waiting::default();
+        let key = waiting.find_or_make("b", 2, 1, Why::Store(2));
+        for name in ["asked", "asked too", "waits"] {
+            waiting.push(key, Box::new(held(name)));
+        }
+        waiting.push_ahead(key, Box::new(ahead("ahead")));
+        assert_eq!(names(&mut waiting, key), ["asked", "asked too", "ahead", "waits"]);
+    }
+
+    #[test]
+    fn sources_do_not_share_a_queue_and_an_empty_one_goes() {
+        let mut waiting = Waiting::default();
+        let one = waiting.find_or_make("b", 2, 1, Why::Login);
+        let other = waiting.find_or_make("b", 2, 3, Why::Login);
+        assert_ne!(one, other);
+        assert_eq!(waiting.of_client("b", 2).len(), 2);
+        waiting.push(one, Box::new(held("m")));
+        waiting.drop_empty(one);
+        waiting.drop_empty(other);
+        assert_eq!((waiting.find("b", 2, 1), waiting.find("b", 2, 3)), (Some(one), None));
+    }
+
+    #[test]
+    fn what_is_extracted_is_counted_no_more() {
+        let mut waiting = Waiting::default();
+        let key = waiting.find_or_make("b", 2, 1, Why::Store(1));
+        waiting.push(key, Box::new(held("asked")));
+        waiting.push(key, Box::new(held("waits")));
+        assert_eq!(waiting.extract(key, 1, |_| true).len(), 1);
+        assert_eq!(names(&mut waiting, key), ["asked"]);
+        assert_eq!(waiting.bytes(), 0);
     }
 }

@@ -300,6 +300,7 @@ impl Session {
 
     /// Begins to deliver after `position`, on what the store knows: offsets up to `last_offset` may be given away. With
     /// `has_messages` the store is read first; without, delivery is live.
+    #[expect(clippy::too_many_arguments, reason = "what the login found, and the shard's parts as everywhere here")]
     pub fn begin(
         &mut self,
         position: u64,

@@ -72,7 +72,7 @@ impl Store for RemoteStore {
 }
 
 /// The store of a node: in this process, or elsewhere.
-#[allow(clippy::large_enum_variant, reason = "there is one per shard")]
+#[expect(clippy::large_enum_variant, reason = "there is one to a shard, for good")]
 pub enum AnyStore {
     /// The node runs alone.
     Local(super::LocalStore),
