@@ -21,7 +21,7 @@ pub struct Server {
     child: Child,
     log: Arc<Mutex<String>>,
     // Holds standard output open, and would tell what else was printed there.
-    _output: Receiver<String>,
+    _output: Mutex<Receiver<String>>,
 }
 
 impl Server {
@@ -53,7 +53,7 @@ impl Server {
         };
         assert!(line.starts_with("ready "), "{line:?}");
         let (listen, admin) = (field("listen").parse().unwrap(), field("admin").parse().unwrap());
-        Self { node_id: field("node"), listen, admin, child, log, _output: output }
+        Self { node_id: field("node"), listen, admin, child, log, _output: Mutex::new(output) }
     }
 
     /// Sends the process a signal.
