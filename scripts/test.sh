@@ -140,11 +140,23 @@ autobahn() {
     return $status
 }
 
+# Names and syntax of what operators are given: dashboard, alerts, units.
+check_deploy() {
+    local status=0 reason
+    python3 scripts/check-deploy.py | tee "$SCRATCH/deploy.log" || status=1
+    while read -r reason; do
+        skip "$reason"
+    done < <(sed -n 's/^SKIPPED: //p' "$SCRATCH/deploy.log")
+    count "$SCRATCH/deploy.log"
+    return $status
+}
+
 # A machine with rustup and no toolchain yet.
 cargo --version >/dev/null 2>&1 || rustup toolchain install stable
 
 if has_component fmt rustfmt; then step "cargo fmt" format; else skip "cargo fmt: no rustfmt component"; fi
 if has_component clippy clippy; then step "cargo clippy" lint; else skip "cargo clippy: no clippy component"; fi
+if command -v python3 >/dev/null; then step "deploy" check_deploy; else skip "deploy: no python3"; fi
 step "redis and kafka" services
 step "cargo test" unit_tests
 step "release build" build_release
