@@ -3,12 +3,13 @@
 
 use std::ffi::{CStr, c_void};
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings::{rd_kafka_header_get_last, rd_kafka_message_headers};
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 /// Takes the descriptor back from a stream that has no operation in flight.
 pub(crate) fn take_fd(stream: monoio::net::TcpStream) -> OwnedFd {
@@ -16,6 +17,16 @@ pub(crate) fn take_fd(stream: monoio::net::TcpStream) -> OwnedFd {
     // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, and nothing else holds it:
     // monoio panics there if an operation still had a share in it.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// True when the peer of an open socket has closed its end.
+pub(crate) fn has_peer_left(socket: &impl AsRawFd) -> bool {
+    // SAFETY: whoever lends the socket keeps it open for the length of this call, and the borrow ends with it.
+    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&at_once)).is_ok()
+        && fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP)
 }
 
 /// Switches transparent huge pages off for this process: they double the memory of an idle session,

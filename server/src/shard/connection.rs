@@ -175,7 +175,10 @@ pub(super) async fn serve(shard: Rc<Shard>, key: Key, fd: OwnedFd) {
         match step {
             Step::Read(buf) => {
                 let (result, buf) = socket.read(buf).await;
-                shard.with(|state| state.on_read(key, result, buf));
+                // A request may have waited for this process to go on, and its client have gone elsewhere since: it must
+                // not count as the newest login.
+                let has_left = shard.with(|state| state.may_be_late(key)) && socket.has_peer_left();
+                shard.with(|state| if has_left { state.give_up(key, buf) } else { state.on_read(key, result, buf) });
             }
             Step::Write(buf, start) => {
                 let (result, buf) = socket.write(buf, start).await;

@@ -83,6 +83,14 @@ impl Socket {
         }
     }
 
+    /// True when the peer has closed its end.
+    pub fn has_peer_left(&self) -> bool {
+        match self {
+            Self::Ring(stream) => sys::has_peer_left(stream),
+            Self::Direct(fd) => sys::has_peer_left(fd),
+        }
+    }
+
     /// Tells the peer that nothing more will come. A socket that is gone already needs no telling.
     pub async fn shut_down_writes(&mut self) {
         match self {

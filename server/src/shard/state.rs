@@ -305,6 +305,18 @@ impl State {
         }
     }
 
+    /// True for a request to a node of several: its client may be with another one by now.
+    pub fn may_be_late(&self, key: Key) -> bool {
+        self.links.is_some()
+            && self.connections.get(key).is_some_and(|connection| connection.purpose == Purpose::Opening)
+    }
+
+    /// The peer of a connection has gone before it was answered.
+    pub fn give_up(&mut self, key: Key, buf: Vec<u8>) {
+        self.pool.put(buf);
+        self.close(key, Disconnect::PeerGone);
+    }
+
     /// A read has completed.
     pub fn on_read(&mut self, key: Key, result: io::Result<usize>, buf: Vec<u8>) {
         let Some(connection) = self.connections.get_mut(key) else { return self.pool.put(buf) };
