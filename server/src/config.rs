@@ -183,7 +183,7 @@ impl Default for Config {
             redirect: false,
             moves_per_second_max: 200,
             claim_wait: Duration::from_secs(2),
-            takeover_wait: Duration::from_secs(10),
+            takeover_wait: Duration::from_secs(15),
             connections_max: None,
             accepts_per_second_max: 50_000,
             message_bytes_max: 256 << 10,
