@@ -10,6 +10,7 @@ use ring::{NodeId, Ring, SharedRing};
 use thiserror::Error;
 
 use crate::bus::control::{Control, Follower};
+use crate::bus::kafka::counters::ControlCounters;
 use crate::bus::kafka::{
     Config as KafkaConfig, Kafka, KafkaBus, Lease as ReadingLease, Setup, StartError as KafkaError,
 };
@@ -93,6 +94,7 @@ pub struct Links {
     pub store: StoreHandle,
     /// Who is alive.
     pub membership: SharedMembership,
+    control: Arc<ControlCounters>,
     state: Arc<State>,
 }
 
@@ -127,6 +129,7 @@ impl Links {
     pub fn add_to(&self, page: &mut Page) {
         self.store.counters().add_to(page);
         self.bus.counters().add_to(page);
+        self.control.write_to(page);
         let refused = self.state.rings_refused.load(Ordering::Relaxed);
         let help = "Announced rings that were not newer, or could not be used.";
         page.add("rtc_socket_ring_refused_total", "", crate::metrics::Kind::Counter, help, refused);
@@ -215,7 +218,8 @@ impl Cluster {
             }
         };
         let follower = Follower::start(&settings.kafka, node, bus.clone(), on_control)?;
-        let links = Links { incarnation, bus, store: store.handle(), membership: members.membership(), state };
+        let (control, membership) = (Arc::clone(follower.counters()), members.membership());
+        let links = Links { incarnation, bus, store: store.handle(), membership, control, state };
         Ok(Self { links, kafka, store, _members: members, _follower: follower })
     }
 

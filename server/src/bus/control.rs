@@ -99,7 +99,7 @@ impl Follower {
     }
 
     /// What is counted.
-    pub fn counters(&self) -> &ControlCounters {
+    pub fn counters(&self) -> &Arc<ControlCounters> {
         &self.counters
     }
 }

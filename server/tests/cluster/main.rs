@@ -8,6 +8,7 @@ mod control;
 mod delivery;
 mod faults;
 mod fleet;
+mod hopping;
 mod people;
 #[path = "../support/mod.rs"]
 mod support;
