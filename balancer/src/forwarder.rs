@@ -197,7 +197,7 @@ impl Office {
             match self.look(&sight) {
                 Ok(topics) => self.topics = topics,
                 Err(error) => {
-                    debug!(error = format!("{error:#}"), "kafka does not tell of topics of nodes that are gone")
+                    debug!(error = format!("{error:#}"), "kafka does not tell of topics of nodes that are gone");
                 }
             }
             self.look_at = Instant::now() + LOOK_INTERVAL;

@@ -31,8 +31,8 @@ struct Held {
 pub struct Lease {
     client: Client,
     connection: Option<Connection>,
-    lease: Script,
-    unlease: Script,
+    take: Script,
+    give_back: Script,
     key: String,
     owner: String,
     held: Option<Held>,
@@ -45,8 +45,8 @@ impl Lease {
         Self {
             client,
             connection: None,
-            lease: Script::new(LEASE),
-            unlease: Script::new(UNLEASE),
+            take: Script::new(LEASE),
+            give_back: Script::new(UNLEASE),
             key: format!("{{rtc}}:consume:{node}"),
             owner,
             held: None,
@@ -72,7 +72,7 @@ impl Lease {
         self.ask_at = now + ASK_INTERVAL;
         let lease_ms = u64::try_from(LEASE_TIME.as_millis()).unwrap_or(u64::MAX);
         let counter = format!("{}:token", self.key);
-        let (script, key, owner) = (self.lease.clone(), self.key.clone(), self.owner.clone());
+        let (script, key, owner) = (self.take.clone(), self.key.clone(), self.owner.clone());
         let answer: Vec<u64> =
             self.ask(|connection| script.key(key).key(counter).arg(owner).arg(lease_ms).invoke(connection))?;
         self.held = match answer.as_slice() {
@@ -90,19 +90,18 @@ impl Lease {
     /// # Errors
     /// When Redis does not answer.
     pub fn end(mut self) -> RedisResult<()> {
-        let (script, key, owner) = (self.unlease.clone(), self.key.clone(), self.owner.clone());
+        let (script, key, owner) = (self.give_back.clone(), self.key.clone(), self.owner.clone());
         self.ask(|connection| script.key(key).arg(owner).invoke(connection))
     }
 
     fn ask<T>(&mut self, question: impl FnOnce(&mut Connection) -> RedisResult<T>) -> RedisResult<T> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let connection = self.client.get_connection_with_timeout(ANSWER_TIMEOUT)?;
-                connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
-                connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-                connection
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let connection = self.client.get_connection_with_timeout(ANSWER_TIMEOUT)?;
+            connection.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+            connection.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+            connection
         };
         let answer = question(&mut connection)?;
         // After an error it is dropped: what is left on it might be taken for the next answer.

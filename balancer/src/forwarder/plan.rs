@@ -28,6 +28,8 @@ pub const VALUE_BYTES_MAX: usize = 16 << 20;
 const DEPTH_MAX: usize = 128;
 const CLIENT_ID_BYTES_MAX: usize = 128;
 
+const MISSING: Poison = Poison::Malformed("a field is missing");
+
 /// What is read of a record before anything is believed.
 #[derive(Debug, Clone, Default)]
 pub struct Raw<'a> {
@@ -187,7 +189,6 @@ fn try_plan(raw: &Raw<'_>, dead: &NodeId, ring: &Ring) -> Result<Plan, Poison> {
     if fields.kind != kind.as_str() {
         return Err(Poison::Malformed("its type is not the header's kind"));
     }
-    const MISSING: Poison = Poison::Malformed("a field is missing");
     match kind {
         Kind::Message => {
             let to = fields.to_client_id.ok_or(MISSING)?;

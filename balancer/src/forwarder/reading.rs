@@ -326,7 +326,10 @@ impl Reading {
             while let Some(partition) = self.partitions.get_mut(index) {
                 let first = partition.copies.first().copied();
                 let is_ready = |claim: &Claim| first.is_none_or(|first| first > claim.offset);
-                let Some(claim) = partition.claims.pop_front_if(|claim| is_ready(claim)) else { break };
+                if !partition.claims.front().is_some_and(is_ready) {
+                    break;
+                }
+                let Some(claim) = partition.claims.pop_front() else { break };
                 let place = Place { partition: u16::try_from(index).unwrap_or(u16::MAX), offset: claim.offset };
                 self.answer(place, &claim)?;
             }

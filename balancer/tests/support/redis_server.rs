@@ -25,6 +25,7 @@ impl RedisServer {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         if let Ok(addr) = std::env::var("RTC_REDIS") {
             let database = DATABASES.start + number % (DATABASES.end - DATABASES.start);
+            let addr = addr.trim_start_matches("redis://").trim_end_matches('/');
             let server = Self { url: format!("redis://{addr}/{database}"), own: None };
             let _: () = redis::cmd("FLUSHDB").query(&mut server.connect()).unwrap();
             return Some(server);

@@ -383,7 +383,9 @@ impl Dispatcher {
         if self.store.is_local() {
             return None;
         }
-        if !self.claim(key).is_some_and(Claim::takes_messages) {
+        // One that leaves takes nothing new: it would never be done with giving the store what it has.
+        let is_leaving = self.sessions.get(key).is_some_and(Session::is_detached);
+        if is_leaving || !self.claim(key).is_some_and(Claim::takes_messages) {
             return Some(Why::Login);
         }
         if is_ahead {

@@ -773,7 +773,9 @@ impl Session {
     /// True when the outbox is at its limit, or behind the store, and has not moved for `limit_ms`.
     pub fn is_stuck(&self, limits: SessionLimits, limit_ms: u64, now_ms: u64) -> bool {
         self.delivery.as_ref().is_some_and(|delivery| {
-            let is_full = delivery.is_behind || !delivery.outbox.has_room(0, limits.outbox);
+            // One that has not begun cannot move.
+            let is_full =
+                self.flags & BEGUN != 0 && (delivery.is_behind || !delivery.outbox.has_room(0, limits.outbox));
             is_full && !delivery.outbox.is_empty() && now_ms.saturating_sub(delivery.moved_ms) >= limit_ms
         })
     }
