@@ -1,4 +1,4 @@
-//! Balancers with a real Redis and a broker of librdkafka's own (`RTC_KAFKA` for a real one): who leads, what is
+//! Balancers with a real Redis and a broker of librdkafka's own: who leads, what is
 //! published, what happens when a node, a leader or Redis goes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -27,19 +27,16 @@ const BUSY: Duration = Duration::from_secs(2);
 /// A broker that lives in this process.
 struct Broker {
     brokers: String,
-    _mock: Option<MockCluster<'static, DefaultProducerContext>>,
+    _mock: MockCluster<'static, DefaultProducerContext>,
 }
 
 impl Broker {
     fn start() -> Self {
-        if let Ok(brokers) = std::env::var("RTC_KAFKA") {
-            return Self { brokers, _mock: None };
-        }
         let mock = MockCluster::new(1).unwrap();
         for topic in ["rtc.control.ring", "rtc.control.scale", "rtc.control.drain"] {
             mock.create_topic(topic, 1, 1).unwrap();
         }
-        Self { brokers: mock.bootstrap_servers(), _mock: Some(mock) }
+        Self { brokers: mock.bootstrap_servers(), _mock: mock }
     }
 
     /// Follows a topic from here on.

@@ -516,6 +516,22 @@ impl Dispatcher {
         self.out.welcomes.push((key, start));
     }
 
+    /// The former holder takes its time: the client is welcomed, so that it does not give up, and may send; it gets
+    /// nothing before the session is released. What it is owed is kept, wherever it is.
+    fn welcome_early(&mut self, key: Key) {
+        let Some(rare) = self.claim(key).and_then(|claim| claim.rare.as_deref()) else { return };
+        let (found, position) = (rare.found, rare.wishes.resume_offset.unwrap_or(0));
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.is_detached() || session.is_welcomed() {
+            return;
+        }
+        session.welcome_early();
+        let is_known = position == 0 || (found.is_known && position <= found.last_offset.max(session.last_offset()));
+        let offset = if is_known { position } else { 0 };
+        self.out.wakes.push(session.connection());
+        self.out.welcomes.push((key, Start { offset, recovered: is_known && found.lost_offset <= position }));
+    }
+
     /// The store did not answer in time.
     fn go_on_unclaimed(&mut self, key: Key) {
         self.counters.unclaimed.add(1);
@@ -680,6 +696,10 @@ impl Dispatcher {
                     // under its own offsets the client would be past it.
                     self.ask_for_claim(key);
                     self.begin(key, true, false);
+                }
+                Standing::TakingOver if waited_ms >= self.rules.claim_wait_ms => {
+                    self.welcome_early(key);
+                    self.opening.push(key);
                 }
                 Standing::Asked | Standing::TakingOver => self.opening.push(key),
                 _ => {}
