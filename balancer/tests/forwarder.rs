@@ -1,6 +1,12 @@
 //! The forwarder against real servers: `RTC_KAFKA=HOST:PORT` and `RTC_REDIS=URL` (`scripts/services.sh up` prints them).
 //! Without them the tests say SKIPPED, and fail where `CI=true`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::similar_names,
+    clippy::needless_for_each,
+    clippy::maybe_infinite_iter,
+    reason = "the names of the wire, and a number that is there"
+)]
 
 use std::collections::BTreeMap;
 use std::future::Future;
