@@ -1,5 +1,6 @@
 //! The store against a real Redis.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![allow(clippy::needless_pass_by_value, reason = "a test gives away what it made")]
 
 mod garbage;
 mod membership;
