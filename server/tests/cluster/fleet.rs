@@ -91,6 +91,7 @@ impl Pair {
     /// Starts one, where the environment has servers at all.
     pub fn start(test: &str) -> Option<Self> {
         Services::find(test)?;
+        #[allow(clippy::items_after_statements, reason = "it belongs to the next line")]
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("rtc-pair-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         // From here on it is ended, whatever happens.
