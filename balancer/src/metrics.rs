@@ -47,7 +47,8 @@ fn count_forwarded(registry: &mut Registry, view: &View) {
         "Dead nodes' topics that are being forwarded",
         ConstGauge::new(topics),
     );
-    let (sent, dropped) = (Family::<KindLabel, Counter>::default(), Family::<KindLabel, Counter>::default());
+    let sent = Family::<KindLabel, Counter>::default();
+    let dropped = Family::<KindLabel, Counter>::default();
     for (kind, count) in forwarded.sent() {
         sent.get_or_create(&KindLabel { kind }).inc_by(count);
     }
