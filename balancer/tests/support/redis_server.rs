@@ -23,13 +23,6 @@ impl RedisServer {
     /// Starts a server; none where there is none to be had, which is said, and fails where tests must not be skipped.
     pub fn start(test: &str) -> Option<Self> {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        if let Ok(addr) = std::env::var("RTC_REDIS") {
-            let database = DATABASES.start + number % (DATABASES.end - DATABASES.start);
-            let addr = addr.trim_start_matches("redis://").trim_end_matches('/');
-            let server = Self { url: format!("redis://{addr}/{database}"), own: None };
-            let _: () = redis::cmd("FLUSHDB").query(&mut server.connect()).unwrap();
-            return Some(server);
-        }
         let dir = std::env::temp_dir().join(format!("rtc-balancer-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         // Another process may take the port between the look and the start.
@@ -43,6 +36,14 @@ impl RedisServer {
                 .stderr(Stdio::null())
                 .spawn();
             let Ok(child) = spawned else {
+                // A given one is shared with other tests, so that it comes second.
+                if let Ok(addr) = std::env::var("RTC_REDIS") {
+                    let database = DATABASES.start + number % (DATABASES.end - DATABASES.start);
+                    let addr = addr.trim_start_matches("redis://").trim_end_matches('/');
+                    let server = Self { url: format!("redis://{addr}/{database}"), own: None };
+                    let _: () = redis::cmd("FLUSHDB").query(&mut server.connect()).unwrap();
+                    return Some(server);
+                }
                 // Written past the test's capture: a test that did not run must be seen.
                 let _ = writeln!(std::io::stderr(), "SKIPPED {test}: no redis-server here, and RTC_REDIS is not set");
                 assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} must not be skipped where CI=true");
