@@ -212,7 +212,8 @@ impl Cluster {
                     let now_ms = std::time::SystemTime::now()
                         .duration_since(std::time::UNIX_EPOCH)
                         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-                    on_drain(Duration::from_millis(request.deadline.saturating_sub(now_ms)));
+                    let window = Duration::from_millis(request.deadline.saturating_sub(now_ms));
+                    on_drain(window.min(crate::drain::WINDOW_MAX));
                 }
                 Control::Drain(_) => {}
             }

@@ -149,7 +149,6 @@ counters! {
     dropped_buffer_recipient: Counter "rtc_socket_message_refused_total" "cause=\"buffer_full_recipient\"" "Messages refused, each with an error to its sender, by cause.",
     dropped_buffer_sender: Counter "rtc_socket_message_refused_total" "cause=\"buffer_full_sender\"" "Messages refused, each with an error to its sender, by cause.",
     dropped_buffer_node: Counter "rtc_socket_message_refused_total" "cause=\"buffer_full_node\"" "Messages refused, each with an error to its sender, by cause.",
-    dropped_unreachable: Counter "rtc_socket_message_refused_total" "cause=\"node_unreachable\"" "Messages refused, each with an error to its sender, by cause.",
     expired: Counter "rtc_socket_expired_total" "" "Accepted messages that reached their age limit undelivered.",
     acks_sent: Counter "rtc_socket_sender_acks_total" "" "Acks sent to senders.",
     acks_unclaimed: Counter "rtc_socket_sender_acks_unclaimed_total" "" "Acks whose sender was gone; it is answered when it asks again.",

@@ -695,6 +695,9 @@ impl Dispatcher {
         let anyone = self.is_sent_on_too_often(key);
         let Ok(client) = ClientId::try_from(client) else { return false };
         let wall_ms = self.now.wall_ms;
+        if self.ring.load().is_none() {
+            self.counters.unresolved_no_ring.add(1);
+        }
         let Some(queue) = self.waiting.get_mut(key) else { return false };
         let author = if anyone {
             self.counters.unresolved_hops.add(1);

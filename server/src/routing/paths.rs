@@ -238,11 +238,13 @@ impl Paths {
     }
 
     fn index_of(&mut self, node: &NodeId) -> Option<u16> {
-        let index = self.nodes.iter().position(|known| known == node).unwrap_or_else(|| {
-            self.nodes.push(node.clone());
-            self.nodes.len() - 1
-        });
-        u16::try_from(index).ok()
+        if let Some(index) = self.nodes.iter().position(|known| known == node) {
+            return u16::try_from(index).ok();
+        }
+        // Names come from other nodes, too: there is no end to what could be made up. One more is not remembered.
+        let index = u16::try_from(self.nodes.len()).ok()?;
+        self.nodes.push(node.clone());
+        Some(index)
     }
 
     fn recent(&self, hash: u64) -> Option<Recent> {
