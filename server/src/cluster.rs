@@ -23,6 +23,7 @@ use crate::store::redis::{
     BadUrl, Claimed, Event, Figures, Identity, Lease, Members, RedisStore, StartError as RedisError, StoreCounters,
     StoreHandle, StoreSettings, claim_node_id, keys, new_incarnation,
 };
+use crate::vitals::Vitals;
 
 /// Requests that may wait for Redis.
 const STORE_QUEUE_REQUESTS: usize = 100_000;
@@ -162,6 +163,7 @@ impl Cluster {
     ///
     /// # Panics
     /// Never: the first lease that a node wants always fits.
+    #[expect(clippy::too_many_arguments, reason = "what a node is made of, named once")]
     pub fn start(
         settings: ClusterSettings,
         node: &NodeId,
@@ -169,6 +171,7 @@ impl Cluster {
         mailboxes: &[mailbox::Sender<Mail>],
         ring: &SharedRing,
         shards: Vec<Arc<Counters>>,
+        vitals: Arc<Vitals>,
         on_drain: impl Fn(Duration) + Send + 'static,
     ) -> Result<Self, JoinError> {
         let counters = Arc::new(StoreCounters::default());
@@ -185,7 +188,7 @@ impl Cluster {
         let state = Arc::new(State::default());
         let identity = Identity { node: node.clone(), incarnation, url: settings.url, zone: settings.zone };
         let lag: Arc<std::sync::OnceLock<KafkaBus>> = Arc::default();
-        let figures = figures(ring.clone(), shards, Arc::clone(&lag));
+        let figures = figures(ring.clone(), shards, vitals, Arc::clone(&lag));
         let on_event = {
             let (state, ring) = (Arc::clone(&state), ring.clone());
             move |event| on_event(&state, &ring, event)
@@ -284,6 +287,7 @@ fn adopt(state: &State, ring: &SharedRing, update: &RingUpdate) {
 fn figures(
     ring: SharedRing,
     shards: Vec<Arc<Counters>>,
+    vitals: Arc<Vitals>,
     bus: Arc<std::sync::OnceLock<KafkaBus>>,
 ) -> impl FnMut() -> Figures + Send + 'static {
     let sum = move |of: fn(&Counters) -> u64| shards.iter().map(|shard| of(shard)).sum::<u64>();
@@ -298,6 +302,7 @@ fn figures(
         let lag = bus.get().map_or(Duration::ZERO, KafkaBus::lag);
         Figures {
             active_conn: sum(|shard| shard.connections.value()),
+            load: vitals.load(),
             mps,
             p95_latency_ms: 0.0,
             kafka_topic_lag_latency_ms: lag.as_secs_f64() * 1000.0,

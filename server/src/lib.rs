@@ -13,6 +13,7 @@
 //! | [`bus`] | the way to other nodes |
 //! | [`store`] | replay buffers |
 //! | [`load`] | how busy the machine is |
+//! | [`vitals`] | how the node is doing, for heartbeats and metrics |
 //! | [`metrics`] | what is counted |
 //! | [`publish`] | who waits for what became of a published message |
 //! | [`page`] | the page at `/` |
@@ -31,3 +32,4 @@ pub mod routing;
 pub mod shard;
 pub mod store;
 mod sys;
+pub mod vitals;

@@ -167,6 +167,7 @@ fn start_node(config: &Config, driver: Driver) -> anyhow::Result<Node> {
     Node::start(config.listen, config.shards(), config.settings(), driver, config.cluster()).map_err(|error| match error {
         StartError::Listen { addr, source } => cannot_listen(addr, "--listen", &source),
         StartError::Join(error) => anyhow!("{error}"),
+        error @ StartError::Vitals(_) => anyhow!("{error}"),
         StartError::Shard(source) => anyhow!(
             "a shard cannot be started: {source}: check the limits of processes (ulimit -u), open files (ulimit -n) \
              and memory, or give fewer --shards"

@@ -18,6 +18,7 @@ use crate::protocol::ClientId;
 use crate::shard::handover::{ClientView, Mail, Order};
 use crate::shard::{self, Driver, Parts, Settings, Shared, mailbox};
 use crate::sys;
+use crate::vitals::Vitals;
 
 /// Pieces of mail a shard's mailbox holds.
 const MAILBOX_CAPACITY: usize = 16_384;
@@ -47,6 +48,9 @@ pub enum StartError {
     /// A shard's thread, runtime or mailbox cannot be had.
     #[error("a shard cannot be started: {0}")]
     Shard(io::Error),
+    /// The thread that measures how the node is doing.
+    #[error("the thread that measures the load cannot be started: {0}")]
+    Vitals(io::Error),
 }
 
 /// A running node: whoever holds it waits for its end.
@@ -72,6 +76,7 @@ struct Inner {
     drain: Drain,
     started_at: Instant,
     links: Option<Links>,
+    vitals: Arc<Vitals>,
 }
 
 /// From a shard's thread to whoever holds the node.
@@ -119,6 +124,7 @@ impl Node {
         let settings = Arc::new(settings);
         let shared = Arc::new(Shared::default());
         let counters: Vec<_> = (0..shards.get()).map(|_| Arc::new(Counters::default())).collect();
+        let vitals = Vitals::start().map_err(StartError::Vitals)?;
         let drain = Drain::default();
         let drains = Arc::new(OnceLock::<Handle>::new());
         let cluster = match cluster {
@@ -130,7 +136,8 @@ impl Node {
                         handle.drain(window);
                     }
                 };
-                let cluster = Cluster::start(cluster, &node_id, life, &mailboxes, &ring, counters.clone(), on_drain)?;
+                let (counters, vitals) = (counters.clone(), Arc::clone(&vitals));
+                let cluster = Cluster::start(cluster, &node_id, life, &mailboxes, &ring, counters, vitals, on_drain)?;
                 cluster.check(BROKER_PATIENCE)?;
                 Some(cluster)
             }
@@ -164,7 +171,7 @@ impl Node {
             thread.spawn(run).map_err(StartError::Shard)?;
         }
         let started_at = Instant::now();
-        let inner = Inner { node_id, listen, driver, counters, ring, mailboxes, drain, started_at, links };
+        let inner = Inner { node_id, listen, driver, counters, ring, mailboxes, drain, started_at, links, vitals };
         let node = Self { handle: Handle { inner: Arc::new(inner) }, news, cluster };
         let _ = drains.set(node.handle.clone());
         for _ in 0..shards.get() {
@@ -248,6 +255,11 @@ impl Handle {
     /// What joins it to others; none if it runs alone.
     pub fn links(&self) -> Option<&Links> {
         self.inner.links.as_ref()
+    }
+
+    /// How it is doing.
+    pub fn vitals(&self) -> &Vitals {
+        &self.inner.vitals
     }
 
     /// How far it is on its way out.

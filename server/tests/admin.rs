@@ -49,6 +49,11 @@ fn health_ring_and_metrics_are_served() {
     ] {
         assert!(metrics.body.lines().any(|found| found == line), "no {line} in {}", metrics.body);
     }
+    // This test takes some of both; the processors' share is known after the first two seconds.
+    for share in ["rtc_socket_cpu_ratio", "rtc_socket_memory_ratio"] {
+        eventually(share, || metric(&server, share) > 0.0);
+        assert!(metric(&server, share) <= 1.0, "{share}");
+    }
     for name in ["process_resident_memory_bytes", "process_cpu_seconds_total", "process_open_fds"] {
         assert!(metric(&server, name) > 0.0, "{name}");
     }

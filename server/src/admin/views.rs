@@ -191,6 +191,11 @@ pub(super) fn metrics(office: &Office) -> Response {
     if let Some(links) = node.links() {
         links.add_to(&mut page);
     }
+    let load = node.vitals().load();
+    let help = "Share of the processors in use, as in the heartbeat.";
+    page.add("rtc_socket_cpu_ratio", "", Kind::Gauge, help, load.cpu);
+    let help = "Share of the memory in use, as in the heartbeat.";
+    page.add("rtc_socket_memory_ratio", "", Kind::Gauge, help, load.mem);
     let version = node.ring().load().map_or(0, |ring| ring.version().get());
     // The alphabet of node ids needs no escapes.
     let node_label = format!("node_id=\"{}\"", node.node_id());

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ring::control::Heartbeat;
 use ring::{NodeId, NodeWeights, RingVersion};
+use rtc_server::load::Load;
 use rtc_server::store::redis::membership::{
     Claimed, Event, Figures, Identity, Members, claim_node_id, new_incarnation,
 };
@@ -38,7 +39,14 @@ fn start_as(url: &str, name: &str, incarnation: u64) -> Node {
         Identity { node: id(name), incarnation, url: Some(format!("ws://{name}:1")), zone: Some("z".to_owned()) };
     let (sender, events) = channel();
     let counters = Arc::new(StoreCounters::default());
-    let figures = || Figures { active_conn: 3, mps: 1.5, ring_version: RingVersion::new(7).ok(), ..Figures::default() };
+    let load = Load { cpu: 0.25, mem: 0.5 };
+    let figures = move || Figures {
+        active_conn: 3,
+        load,
+        mps: 1.5,
+        ring_version: RingVersion::new(7).ok(),
+        ..Figures::default()
+    };
     let report = move |event| drop(sender.send(event));
     let members = Members::start(url, identity, Arc::clone(&counters), figures, report).unwrap();
     Node { members, events, counters, incarnation }
@@ -81,7 +89,7 @@ fn nodes_see_each_other_come_and_go() {
     let redis::Value::BulkString(json) = tell(&server, &["GET", "{rtc}:node:a"]) else { panic!("no heartbeat") };
     let heartbeat = Heartbeat::decode(&json).unwrap();
     assert_eq!(heartbeat.active_conn, 3);
-    assert!(heartbeat.mem > 0.0);
+    assert_eq!((heartbeat.cpu, heartbeat.mem), (0.25, 0.5));
 
     // In good order: its next life need not wait.
     let former = b.incarnation;

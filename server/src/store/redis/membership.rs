@@ -19,7 +19,7 @@ use super::keys;
 use super::lease::{Lease, LeaseKeeper, lease};
 use super::link::{Address, BadUrl, Link};
 use super::thread::StartError;
-use crate::load::LoadMeter;
+use crate::load::Load;
 use crate::routing::membership::{Member, Observer, SILENCE_MS_MAX, SharedMembership};
 
 /// How often a node says that it is alive.
@@ -46,6 +46,8 @@ const LEAVE: &str = include_str!("scripts/leave.lua");
 pub struct Figures {
     /// Open connections.
     pub active_conn: u64,
+    /// How busy the machine is.
+    pub load: Load,
     /// Messages per second.
     pub mps: f64,
     /// 95th percentile of delivery latency, in milliseconds.
@@ -197,7 +199,6 @@ impl Members {
             claim_at: Instant::now(),
             beat_at: Instant::now(),
             answered_ms: None,
-            load: LoadMeter::start(Instant::now()),
             has_ring: false,
             is_out: false,
             wanted,
@@ -250,7 +251,6 @@ struct Keeper {
     beat_at: Instant,
     // The server's time in its last answer to a heartbeat.
     answered_ms: Option<u64>,
-    load: LoadMeter,
     has_ring: bool,
     // Another process has the id: this one must say nothing more.
     is_out: bool,
@@ -336,7 +336,7 @@ impl Keeper {
         let now = Instant::now();
         // From the plan, not from now: a late one does not shift all that follow. Unless it is later than the next.
         self.beat_at = (self.beat_at + BEAT_INTERVAL).max(now);
-        let heartbeat = self.heartbeat(now);
+        let heartbeat = self.heartbeat();
         let json = match heartbeat.encode() {
             Ok(json) => String::from_utf8(json).unwrap_or_default(),
             Err(err) => {
@@ -402,9 +402,8 @@ impl Keeper {
         Ok(())
     }
 
-    fn heartbeat(&mut self, now: Instant) -> Heartbeat {
+    fn heartbeat(&mut self) -> Heartbeat {
         let figures = (self.figures)();
-        let load = self.load.read(now);
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Heartbeat {
             node_id: self.identity.node.clone(),
@@ -412,8 +411,8 @@ impl Keeper {
             mps: figures.mps,
             p95_latency_ms: figures.p95_latency_ms,
             kafka_topic_lag_latency_ms: figures.kafka_topic_lag_latency_ms,
-            cpu: load.cpu,
-            mem: load.mem,
+            cpu: figures.load.cpu,
+            mem: figures.load.mem,
             timestamp_ms: u64::try_from(since.as_millis()).unwrap_or(0),
             incarnation: Some(self.identity.incarnation),
             url: self.identity.url.clone(),
