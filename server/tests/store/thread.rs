@@ -2,6 +2,9 @@
 //! server meanwhile.
 
 use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rtc_server::store::request::{ClaimKind, StoreAnswer, StoreRequest, Ticket};
@@ -75,6 +78,43 @@ fn a_server_that_forgets_its_scripts_or_is_out_of_memory_is_asked_again() {
         1200 => tell(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]),
         _ => {}
     });
+}
+
+#[test]
+fn what_there_was_no_memory_for_is_not_overtaken_by_what_there_is_memory_for() {
+    const MESSAGES: u64 = 1000;
+    let Some(server) = RedisServer::start(Disk::Lazy) else { return };
+    for round in 0..3 {
+        let clients: Vec<_> = (0..5).map(|at| client(&format!("memory-{round}-{at}"))).collect();
+        let mut operator = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+        let mut reply = [0; 5];
+        operator.write_all(b"CONFIG SET maxmemory 1\r\n").unwrap();
+        operator.read_exact(&mut reply).unwrap();
+        // Until the server answers, the requests gather. It gets them in one go, and the operator's word amid them: how
+        // many it refuses depends on the pace.
+        server.signal("STOP");
+        let mut running = Running::start(&server.url());
+        for at in 0..MESSAGES {
+            let mut large = message(at, TTL_MS);
+            large.body = vec![b'{'; 4096].into();
+            running.post(append(&clients[usize::try_from(at).unwrap() % clients.len()], vec![large]));
+        }
+        server.signal("CONT");
+        let counters = Arc::clone(&running.counters);
+        while counters.retried.value() == 0 && counters.unanswered.value() < MESSAGES {
+            std::hint::spin_loop();
+        }
+        operator.write_all(b"CONFIG SET maxmemory 0\r\n").unwrap();
+        for _ in 0..MESSAGES {
+            let (_, answer) = running.answer();
+            assert!(matches!(answer, StoreAnswer::Appended { .. }), "{answer:?}");
+        }
+        for (at, client) in (0..).zip(&clients) {
+            let kept: Vec<u64> = running.kept(client).iter().map(|kept| kept.identity).collect();
+            let expected: Vec<u64> = (0..MESSAGES).filter(|message| message % 5 == at).collect();
+            assert_eq!(kept, expected, "kept once, in order");
+        }
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! | [`codec`] | messages as fields, replies as answers |
 //! | [`pack`] | commands packed by hand |
 //! | [`thread`] | the thread that asks for all shards |
+//! | `lanes` | what it has taken, a lane to each client |
 //! | `sweeper` | the thread that drops what is too old |
 //! | [`membership`] | the thread of heartbeats and leases |
 //! | [`lease`] | one holder at a time |
@@ -19,6 +20,7 @@ pub mod codec;
 pub mod counters;
 mod durability;
 pub mod keys;
+mod lanes;
 pub mod lease;
 pub mod link;
 pub mod membership;

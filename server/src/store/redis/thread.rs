@@ -1,8 +1,8 @@
 //! The thread that speaks to Redis for all shards: requests in by a bounded queue, many to a round trip, answers out by
-//! mail. A request that was taken is answered once, however often the connection breaks; those of one client are
-//! answered in order. It never gives up, and it never waits for a shard.
+//! mail. A request that was taken is answered once, however often the connection breaks; those of one client are done
+//! and answered in order. It never gives up, and it never waits for a shard.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,27 +19,25 @@ use super::backoff::Backoff;
 use super::codec::{self, Outcome};
 use super::counters::StoreCounters;
 use super::durability;
+use super::lanes::{Group, Job, Lanes, bytes_of};
 use super::link::{Address, BadUrl, Link, Trouble};
 use super::pack::Pack;
 use super::scripts::{Caller, Script};
 use super::sweeper::Sweeper;
-use crate::protocol::ClientId;
 use crate::shard::handover::Mail;
 use crate::shard::mailbox;
 use crate::store::BufferFull;
-use crate::store::bounds::{BufferLimits, MESSAGE_OVERHEAD_BYTES};
+use crate::store::bounds::BufferLimits;
 use crate::store::request::{StoreAnswer, StoreRequest, Ticket};
 
 /// Requests under way at a time: enough to keep the server busy through a round trip and its disk write.
 const WINDOW_REQUESTS: usize = 4096;
 /// Bytes of requests under way at a time.
 const WINDOW_BYTES: usize = 8 * 1024 * 1024;
-/// After so many replies the window is filled up again.
-const REPLIES_PER_TURN: usize = 512;
+/// After the replies to so many groups of requests the window is filled up again.
+const GROUPS_PER_TURN: usize = 512;
 /// Answers that shards have no room for, before no more requests are sent.
 const UNDELIVERED_MAX: usize = 4096;
-/// What a request costs beside its messages.
-const REQUEST_OVERHEAD_BYTES: usize = 256;
 /// A request that the server refuses is asked again so often before it is answered as not done.
 const ATTEMPTS_MAX: u32 = 3;
 /// How long a reply may take before the connection is given up. What was asked is asked again.
@@ -48,8 +46,6 @@ pub(super) const REPLY_LIMIT: Duration = Duration::from_secs(5);
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// How long it sleeps when a shard has no room.
 const FULL_WAIT: Duration = Duration::from_millis(1);
-/// After a passing error, one request per client and round trip for this long: a later one must not be done before it.
-const CAREFUL_TIME: Duration = Duration::from_secs(30);
 
 /// What the store needs to know.
 #[derive(Debug, Clone)]
@@ -85,15 +81,6 @@ impl Shared {
     }
 }
 
-struct Job {
-    shard: u16,
-    ticket: Ticket,
-    request: StoreRequest,
-    bytes: usize,
-    replies: usize,
-    attempts: u32,
-}
-
 /// The shards' end: posts requests.
 #[derive(Clone)]
 pub struct StoreHandle {
@@ -116,7 +103,7 @@ impl StoreHandle {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(request);
         }
-        let job = Job { shard, ticket, request, bytes, replies: 1, attempts: 0 };
+        let job = Job { shard, ticket, request, bytes, attempts: 0 };
         self.queue.try_send(job).map_err(|err| {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             match err {
@@ -177,16 +164,16 @@ impl RedisStore {
             caller: caller.clone(),
             shared: Arc::clone(&shared),
             queue: receiver,
-            waiting: VecDeque::new(),
+            lanes: Lanes::default(),
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            unanswered: 0,
             failed: Failed::default(),
             undelivered: shards.iter().map(|_| VecDeque::new()).collect(),
             undelivered_count: 0,
             shards,
             pack: Pack::default(),
             backoff: Backoff::default(),
-            careful_until: None,
         };
         let sweeper = Sweeper::new(sweeper_address, caller, Arc::clone(&shared));
         let threads = vec![
@@ -234,11 +221,9 @@ pub enum StartError {
     Thread(#[from] io::Error),
 }
 
-/// Requests of this round that must be asked again, in order, and the clients whose later ones must wait for that.
+/// What must be done before requests that came back with an error are asked again.
 #[derive(Default)]
 struct Failed {
-    jobs: Vec<Job>,
-    clients: HashSet<ClientId>,
     must_wait: bool,
     must_load: bool,
 }
@@ -252,17 +237,17 @@ struct Worker {
     caller: Caller,
     shared: Arc<Shared>,
     queue: Receiver<Job>,
-    // Invariant: in order, `failed`, `in_flight`, `waiting` are all that was taken and not answered.
-    waiting: VecDeque<Job>,
-    in_flight: VecDeque<Job>,
+    // Invariant: `lanes` and `in_flight` hold all that was taken and not answered, `unanswered` in number.
+    lanes: Lanes,
+    in_flight: VecDeque<Group>,
     in_flight_bytes: usize,
+    unanswered: usize,
     failed: Failed,
     shards: Vec<mailbox::Sender<Mail>>,
     undelivered: Vec<VecDeque<Mail>>,
     undelivered_count: usize,
     pack: Pack,
     backoff: Backoff,
-    careful_until: Option<Instant>,
 }
 
 impl Worker {
@@ -280,29 +265,26 @@ impl Worker {
     }
 
     fn is_over(&self) -> bool {
-        self.shared.is_stopping()
-            && self.queue.is_empty()
-            && self.waiting.is_empty()
-            && self.in_flight.is_empty()
-            && self.undelivered_count == 0
+        self.shared.is_stopping() && self.queue.is_empty() && self.unanswered == 0 && self.undelivered_count == 0
     }
 
     /// Sends what there is room for, then reads replies: all, or so many that it is worth sending again.
     fn turn(&mut self) -> Result<(), RedisError> {
         self.gather();
         self.send()?;
-        if self.in_flight.is_empty() {
-            return Ok(());
-        }
-        let goes_on = !self.queue.is_empty() && self.failed.jobs.is_empty();
-        let replies = if goes_on { REPLIES_PER_TURN.min(self.in_flight.len()) } else { self.in_flight.len() };
-        for _ in 0..replies {
+        let goes_on = !self.queue.is_empty() && !self.has_failed();
+        let groups = if goes_on { GROUPS_PER_TURN.min(self.in_flight.len()) } else { self.in_flight.len() };
+        for _ in 0..groups {
             self.receive()?;
         }
-        if self.in_flight.is_empty() && !self.failed.jobs.is_empty() {
-            self.ask_again()?;
+        if self.in_flight.is_empty() && self.has_failed() {
+            self.recover()?;
         }
         Ok(())
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.must_wait || self.failed.must_load
     }
 
     /// Takes requests from the queue; waits for one when there is nothing else to do.
@@ -313,10 +295,10 @@ impl Worker {
             }
             return;
         }
-        if self.waiting.is_empty() && self.in_flight.is_empty() {
+        if self.unanswered == 0 {
             let wait = if self.undelivered_count > 0 { FULL_WAIT } else { IDLE_WAIT };
             match self.queue.recv_timeout(wait) {
-                Ok(job) => self.waiting.push_back(job),
+                Ok(job) => self.take(job),
                 Err(RecvTimeoutError::Timeout) => return,
                 // All handles are gone: there will be no more requests.
                 Err(RecvTimeoutError::Disconnected) => {
@@ -325,75 +307,64 @@ impl Worker {
                 }
             }
         }
-        while self.waiting.len() + self.in_flight.len() < WINDOW_REQUESTS
+        while self.unanswered < WINDOW_REQUESTS
             && let Ok(job) = self.queue.try_recv()
         {
-            self.waiting.push_back(job);
+            self.take(job);
         }
+        self.shared.counters.unanswered.set(self.unanswered as u64);
+    }
+
+    fn take(&mut self, job: Job) {
+        self.unanswered += 1;
+        self.lanes.push(job);
     }
 
     fn send(&mut self) -> Result<(), RedisError> {
-        if !self.failed.jobs.is_empty() {
+        // What failed goes first, when all that is under way has come back.
+        if self.has_failed() {
             return Ok(());
         }
-        let is_careful = self.careful_until.is_some_and(|until| Instant::now() < until);
-        let mut clients: HashSet<ClientId> = HashSet::new();
-        if is_careful {
-            clients.extend(self.in_flight.iter().map(|job| client_of(&job.request).clone()));
-        }
+        let Some(link) = &mut self.link else { return Ok(()) };
+        // A cluster knows no transaction over several of its servers.
+        let can_be_several = !link.is_cluster();
         self.pack.clear();
-        while self.in_flight.len() < WINDOW_REQUESTS
-            && (self.in_flight_bytes < WINDOW_BYTES)
-            && let Some(job) = self.waiting.front()
+        while self.in_flight_bytes < WINDOW_BYTES
+            && let Some(jobs) = self.lanes.next_group(can_be_several)
         {
-            if is_careful && !clients.insert(client_of(&job.request).clone()) {
-                break;
-            }
-            let Some(mut job) = self.waiting.pop_front() else { break };
-            job.replies = self.caller.write(&job.request, &mut self.pack);
-            self.in_flight_bytes += job.bytes;
-            self.in_flight.push_back(job);
+            let group = Group::write(jobs, &self.caller, &mut self.pack);
+            self.in_flight_bytes += group.bytes;
+            self.in_flight.push_back(group);
         }
-        self.shared.counters.unanswered.set((self.in_flight.len() + self.waiting.len()) as u64);
-        match &mut self.link {
-            Some(link) if !self.pack.is_empty() => link.send(&self.pack),
-            _ => Ok(()),
-        }
+        if self.pack.is_empty() { Ok(()) } else { link.send(&self.pack) }
     }
 
-    /// Reads the replies to one request and answers it, or keeps it to be asked again.
+    /// Reads the replies to one group of requests and answers them. From the first on that is to be asked again, all
+    /// are: or a later one would be answered first.
     fn receive(&mut self) -> Result<(), RedisError> {
-        let Some(link) = &mut self.link else { return Ok(()) };
-        let count = self.in_flight.front().map_or(0, |job| job.replies);
-        let mut replies: [Option<Result<Value, RedisError>>; 2] = [None, None];
-        for reply in replies.iter_mut().take(count) {
-            let result = link.receive();
-            if let Err(err) = &result
-                && Trouble::of(err) == Trouble::Lost
-            {
-                return result.map(|_| ());
+        let (Some(link), Some(group)) = (&mut self.link, self.in_flight.front()) else { return Ok(()) };
+        let results = group.read(link)?;
+        let Some(group) = self.in_flight.pop_front() else { return Ok(()) };
+        self.in_flight_bytes -= group.bytes;
+        let Some(client) = group.jobs.first().map(|job| job.client().clone()) else { return Ok(()) };
+        let mut again = Vec::new();
+        for (job, result) in group.jobs.into_iter().zip(results) {
+            if again.is_empty() {
+                again.extend(self.settle(job, result));
+            } else {
+                again.push(job);
             }
-            *reply = Some(result);
         }
-        let Some(mut job) = self.in_flight.pop_front() else { return Ok(()) };
-        self.in_flight_bytes -= job.bytes;
-        let [Some(first), second] = replies else { return Ok(()) };
-        let second = second.unwrap_or(Ok(Value::Nil));
-        // That the clock of ages is not what it should be is the sweeper's to mend; the message is kept.
-        let second =
-            second.or_else(|err| if Trouble::of(&err) == Trouble::Refused { Ok(Value::Nil) } else { Err(err) });
-        let value = match second.and(first) {
+        self.lanes.end_group(&client, again);
+        Ok(())
+    }
+
+    /// Answers a request, or gives it back to be asked again.
+    fn settle(&mut self, mut job: Job, result: Result<Value, RedisError>) -> Option<Job> {
+        let value = match result {
             Ok(value) => value,
-            Err(err) => {
-                self.fail(job, &err);
-                return Ok(());
-            }
+            Err(err) => return self.fail(job, &err),
         };
-        if self.failed.clients.contains(client_of(&job.request)) {
-            // One before it is to be asked again: this one, too, or it would be answered first.
-            self.failed.jobs.push(job);
-            return Ok(());
-        }
         let counters = &self.shared.counters;
         let reply = codec::reply(value).ok();
         if let Some(reply) = &reply {
@@ -404,8 +375,7 @@ impl Worker {
             (Some(Outcome::Answer(answer)), _) => answer,
             (Some(Outcome::PageOn(offset)), StoreRequest::Page { after, .. }) => {
                 *after = offset;
-                self.keep(job);
-                return Ok(());
+                return Some(job);
             }
             (_, request) => {
                 counters.refused.add(1);
@@ -413,47 +383,39 @@ impl Worker {
             }
         };
         self.answer(&job, answer);
-        Ok(())
+        None
     }
 
-    /// A request came back with an error.
-    fn fail(&mut self, mut job: Job, err: &RedisError) {
+    /// A request came back with an error: it is given back, or answered as not done when it was refused too often.
+    fn fail(&mut self, mut job: Job, err: &RedisError) -> Option<Job> {
         let trouble = Trouble::of(err);
         job.attempts += u32::from(trouble == Trouble::Refused);
-        if job.attempts >= ATTEMPTS_MAX && !self.failed.clients.contains(client_of(&job.request)) {
+        if job.attempts >= ATTEMPTS_MAX {
             warn!(%err, "the store refuses a request");
             self.shared.counters.refused.add(1);
             let answer = not_done(&job.request);
             self.answer(&job, answer);
-            return;
+            return None;
         }
-        self.failed.must_load |= trouble == Trouble::NoScript;
-        if trouble != Trouble::NoScript {
+        if trouble == Trouble::NoScript {
+            self.failed.must_load = true;
+        } else {
             self.failed.must_wait = true;
             if self.backoff.should_log(Instant::now()) {
                 warn!(redis = self.address.shown(), %err, "the store cannot do its work; what was asked is asked again");
             }
         }
         self.shared.counters.retried.add(1);
-        self.keep(job);
+        Some(job)
     }
 
-    fn keep(&mut self, job: Job) {
-        self.failed.clients.insert(client_of(&job.request).clone());
-        self.failed.jobs.push(job);
-    }
-
-    /// All replies are read: what failed goes to the front.
-    fn ask_again(&mut self) -> Result<(), RedisError> {
+    /// All replies are read: does what what failed needs before it is asked again.
+    fn recover(&mut self) -> Result<(), RedisError> {
         let failed = std::mem::take(&mut self.failed);
-        for job in failed.jobs.into_iter().rev() {
-            self.waiting.push_front(job);
-        }
         if failed.must_load {
             self.load()?;
         }
         if failed.must_wait {
-            self.careful_until = Some(Instant::now() + CAREFUL_TIME);
             let wait = self.backoff.fail();
             self.rest(wait);
         }
@@ -520,14 +482,16 @@ impl Worker {
         self.link = None;
         self.shared.is_up.store(false, Ordering::Relaxed);
         self.shared.counters.up.set(0);
-        let failed = std::mem::take(&mut self.failed);
-        self.shared.counters.retried.add((failed.jobs.len() + self.in_flight.len()) as u64);
+        self.failed = Failed::default();
         self.in_flight_bytes = 0;
-        for job in failed.jobs.into_iter().chain(self.in_flight.drain(..)).rev() {
-            self.waiting.push_front(job);
+        for group in self.in_flight.drain(..).rev() {
+            self.shared.counters.retried.add(group.jobs.len() as u64);
+            if let Some(client) = group.jobs.first().map(|job| job.client().clone()) {
+                self.lanes.end_group(&client, group.jobs);
+            }
         }
         if self.backoff.should_log(Instant::now()) {
-            warn!(redis = self.address.shown(), waiting = self.waiting.len() + self.queue.len(), %err, "store is away, trying again");
+            warn!(redis = self.address.shown(), waiting = self.unanswered + self.queue.len(), %err, "store is away, trying again");
         }
         let wait = self.backoff.fail();
         self.rest(wait);
@@ -543,6 +507,7 @@ impl Worker {
     }
 
     fn answer(&mut self, job: &Job, answer: StoreAnswer) {
+        self.unanswered -= 1;
         let counters = &self.shared.counters;
         match &job.request {
             StoreRequest::Claim { .. } => counters.claims.add(1),
@@ -603,26 +568,6 @@ pub(super) fn load_scripts(link: &mut Link) -> Result<Vec<String>, RedisError> {
         hashes.push(hash);
     }
     Ok(hashes)
-}
-
-fn client_of(request: &StoreRequest) -> &ClientId {
-    match request {
-        StoreRequest::Claim { client, .. }
-        | StoreRequest::Release { client, .. }
-        | StoreRequest::Append { client, .. }
-        | StoreRequest::Page { client, .. }
-        | StoreRequest::Trim { client, .. }
-        | StoreRequest::Remove { client, .. } => client,
-    }
-}
-
-fn bytes_of(request: &StoreRequest) -> usize {
-    let messages = match request {
-        StoreRequest::Append { messages, .. } => messages.as_slice(),
-        _ => &[],
-    };
-    let bytes: usize = messages.iter().map(|message| message.body.len() + MESSAGE_OVERHEAD_BYTES).sum();
-    REQUEST_OVERHEAD_BYTES + client_of(request).as_str().len() + bytes
 }
 
 /// The answer to a request that the server will not do: nothing of it is kept, and nobody waits for it for ever.
