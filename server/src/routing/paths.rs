@@ -39,7 +39,7 @@ struct Hint {
     used_ms: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Fence {
     id: u64,
     hash: u64,
@@ -47,6 +47,15 @@ struct Fence {
     // Parcels up to this one are ahead of it.
     sequence: u64,
     since_ms: u64,
+    // Marks of the nodes that it does not follow parcels back to.
+    trail: Vec<u64>,
+}
+
+impl Fence {
+    // True if it stands behind all up to a parcel, and goes wherever one with this trail would go.
+    fn covers(&self, sequence: u64, trail: &[u64]) -> bool {
+        self.sequence >= sequence && self.trail.iter().all(|mark| trail.contains(mark))
+    }
 }
 
 /// What a message for a recipient has to do next.
@@ -170,37 +179,54 @@ impl Paths {
         if self.node(recent.node) == target {
             return Passage::Free;
         }
+        // One that was written for another node does not do: what was sent back to where that came from, it leaves to
+        // those who wait there.
         if let Some(fence) = self.fences.get(&(hash, recent.node))
-            && fence.sequence >= recent.sequence
+            && fence.covers(recent.sequence, &[])
         {
             return Passage::Wait(fence.id);
         }
         if now_ms.saturating_sub(recent.at_ms) >= MEMORY_MS {
             return Passage::Free;
         }
-        let id = self.new_fence(hash, recent.node, now_ms);
+        let id = self.new_fence(hash, recent.node, &[], now_ms);
         Passage::Fence { id, node: recent.node }
     }
 
-    /// The node that the latest messages for the pair with this hash went to, as far as is remembered.
-    pub fn latest(&self, hash: u64) -> Option<u16> {
-        self.recent(hash).map(|recent| recent.node)
+    /// The node that the latest messages for the pair with this hash went to, as far as is remembered; then the one that
+    /// others from ahead of a fence have gone to since.
+    pub fn latest(&self, hash: u64) -> (Option<u16>, Option<u16>) {
+        let recent = self.recent(hash);
+        (recent.map(|recent| recent.node), recent.and_then(|recent| recent.next).map(|(node, _)| node))
     }
 
-    /// A fence behind the messages for the pair with this hash that went to `node`: its name, and whether it must be
-    /// written first.
-    pub fn fence_behind(&mut self, hash: u64, node: u16, now_ms: u64) -> (u64, bool) {
-        let sequence = self.recent(hash).map_or(self.sequence, |recent| recent.sequence);
+    /// A fence behind the messages for the pair with this hash that went to `node`, for one that came by the nodes of
+    /// `trail`: its name, and whether it must be written first.
+    pub fn fence_behind(&mut self, hash: u64, node: u16, trail: &[u64], now_ms: u64) -> (u64, bool) {
+        let sequence = match self.recent(hash) {
+            Some(Recent { next: Some((next, sequence)), .. }) if next == node => sequence,
+            Some(recent) => recent.sequence,
+            None => self.sequence,
+        };
         match self.fences.get(&(hash, node)) {
-            Some(fence) if fence.sequence >= sequence => (fence.id, false),
-            _ => (self.new_fence(hash, node, now_ms), true),
+            Some(fence) if fence.covers(sequence, trail) => (fence.id, false),
+            _ => (self.new_fence(hash, node, trail, now_ms), true),
         }
     }
 
-    fn new_fence(&mut self, hash: u64, node: u16, now_ms: u64) -> u64 {
+    /// The nodes that a fence has come by, as far as it does not follow messages back there.
+    pub fn trail(&self, id: u64) -> &[u64] {
+        self.names.get(&id).and_then(|key| self.fences.get(key)).map_or(&[], |fence| &fence.trail)
+    }
+
+    fn new_fence(&mut self, hash: u64, node: u16, trail: &[u64], now_ms: u64) -> u64 {
         let id = self.next_fence;
         self.next_fence += 1;
-        let fence = Fence { id, hash, node, sequence: self.sequence, since_ms: now_ms };
+        // Whoever waits for an earlier one will wait for this: it has to go wherever that would have gone.
+        let earlier = self.fences.get(&(hash, node));
+        let is_common = |mark: &u64| earlier.is_none_or(|earlier| earlier.trail.contains(mark));
+        let trail = trail.iter().copied().filter(is_common).collect();
+        let fence = Fence { id, hash, node, sequence: self.sequence, since_ms: now_ms, trail };
         // An earlier one is covered by this one: its own echo finds it no more, and whoever waits for it asks again.
         if let Some(earlier) = self.fences.insert((hash, node), fence) {
             self.names.remove(&earlier.id);
