@@ -847,7 +847,7 @@ impl Dispatcher {
                 fence.is_further_known = false;
             }
         } else {
-            self.paths.note(pair, node, self.now.steady_ms);
+            self.paths.note(pair, node, sent_by.is_some(), self.now.steady_ms);
         }
         self.out.parcels.push_back(Box::new(Parcel {
             to: node.clone(),

@@ -28,6 +28,8 @@ struct Recent {
     node: u16,
     // Of the parcels this shard has sent, the recipient's latest.
     sequence: u64,
+    // The latest of those that had come from another node; 0 if none had.
+    sent_on: u64,
     at_ms: u64,
     // Where messages from ahead of the fence were sent on to meanwhile: the path once the fence has come back.
     next: Option<(u16, u64)>,
@@ -193,11 +195,13 @@ impl Paths {
         Passage::Fence { id, node: recent.node }
     }
 
-    /// The node that the latest messages for the pair with this hash went to, as far as is remembered; then the one that
-    /// others from ahead of a fence have gone to since.
+    /// The node that the latest messages for the pair with this hash were sent on to, as far as is remembered; then the
+    /// one that others from ahead of a fence have gone to since. What was accepted here does not count: it is ahead of
+    /// no other node's fence, and may wait over there for the very fence that asks.
     pub fn latest(&self, hash: u64) -> (Option<u16>, Option<u16>) {
         let recent = self.recent(hash);
-        (recent.map(|recent| recent.node), recent.and_then(|recent| recent.next).map(|(node, _)| node))
+        let latest = recent.filter(|recent| recent.sent_on != 0).map(|recent| recent.node);
+        (latest, recent.and_then(|recent| recent.next).map(|(node, _)| node))
     }
 
     /// A fence behind the messages for the pair with this hash that went to `node`, for one that came by the nodes of
@@ -236,8 +240,8 @@ impl Paths {
         id
     }
 
-    /// A message for the pair with this hash has gone to `node`.
-    pub fn note(&mut self, hash: u64, node: &NodeId, now_ms: u64) {
+    /// A message for the pair with this hash has gone to `node`; `is_sent_on` if it had come from another.
+    pub fn note(&mut self, hash: u64, node: &NodeId, is_sent_on: bool, now_ms: u64) {
         self.sequence += 1;
         let Some(node) = self.index_of(node) else { return };
         // What waits for an echo must not be forgotten before it comes.
@@ -247,7 +251,13 @@ impl Paths {
             self.younger.clear();
             self.turned_ms = now_ms;
         }
-        self.younger.insert(hash, Recent { node, sequence: self.sequence, at_ms: now_ms, next: None });
+        let sequence = self.sequence;
+        let sent_on = match self.recent(hash) {
+            _ if is_sent_on => sequence,
+            Some(recent) if recent.node == node => recent.sent_on,
+            _ => 0,
+        };
+        self.younger.insert(hash, Recent { node, sequence, sent_on, at_ms: now_ms, next: None });
     }
 
     /// A message from ahead of the fence has gone to `node`, past those that wait for it.
@@ -259,7 +269,7 @@ impl Paths {
                 let recent = Recent { next: Some((index, self.sequence)), at_ms: now_ms, ..recent };
                 self.younger.insert(hash, recent);
             }
-            _ => self.note(hash, node, now_ms),
+            _ => self.note(hash, node, true, now_ms),
         }
     }
 
@@ -284,11 +294,15 @@ impl Paths {
         for half in [&mut self.younger, &mut self.older] {
             if let Some(recent) = half.get(&fence.hash).copied()
                 && recent.node == fence.node
-                && recent.sequence <= fence.sequence
             {
                 match recent.next {
+                    _ if recent.sequence > fence.sequence => {
+                        if recent.sent_on <= fence.sequence {
+                            half.insert(fence.hash, Recent { sent_on: 0, ..recent });
+                        }
+                    }
                     Some((node, sequence)) => {
-                        _ = half.insert(fence.hash, Recent { node, sequence, next: None, ..recent });
+                        half.insert(fence.hash, Recent { node, sequence, sent_on: sequence, next: None, ..recent });
                     }
                     None => _ = half.remove(&fence.hash),
                 }
@@ -326,7 +340,7 @@ mod tests {
     #[test]
     fn a_path_changes_behind_a_fence() {
         let mut paths = Paths::new(4);
-        paths.note(4, &node("a"), 0);
+        paths.note(4, &node("a"), false, 0);
         assert_eq!(paths.passage(4, Some(&node("a")), 1), Passage::Free);
         let Passage::Fence { id, node: old } = paths.passage(4, Some(&node("b")), 1) else { panic!("no fence") };
         assert_eq!(paths.node(old), Some(&node("a")));
@@ -339,7 +353,7 @@ mod tests {
     #[test]
     fn what_was_sent_past_the_fence_is_the_path_behind_it() {
         let mut paths = Paths::new(4);
-        paths.note(4, &node("a"), 0);
+        paths.note(4, &node("a"), false, 0);
         let Passage::Fence { id, .. } = paths.passage(4, Some(&node("b")), 1) else { panic!("no fence") };
         paths.note_ahead(4, &node("b"), 1);
         assert_eq!(paths.passage(4, Some(&node("b")), 1), Passage::Wait(id));
@@ -351,8 +365,8 @@ mod tests {
     #[test]
     fn an_idle_path_changes_at_once() {
         let mut paths = Paths::new(4);
-        paths.note(4, &node("a"), 0);
-        paths.note(8, &node("a"), 0);
+        paths.note(4, &node("a"), false, 0);
+        paths.note(8, &node("a"), false, 0);
         assert_ne!(paths.passage(4, None, MEMORY_MS - 1), Passage::Free);
         assert_eq!(paths.passage(8, None, MEMORY_MS), Passage::Free);
     }
@@ -360,7 +374,7 @@ mod tests {
     #[test]
     fn an_echo_that_never_comes_is_not_waited_for_for_ever() {
         let mut paths = Paths::new(4);
-        paths.note(4, &node("a"), 0);
+        paths.note(4, &node("a"), false, 0);
         let Passage::Fence { id, .. } = paths.passage(4, None, 0) else { panic!("no fence") };
         assert!(paths.overdue(FENCE_WAIT_MS - 1).is_empty());
         assert_eq!(paths.overdue(FENCE_WAIT_MS), [id]);
