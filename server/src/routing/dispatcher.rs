@@ -133,6 +133,8 @@ pub(super) struct PassingFence {
     // again when what has come back was sent on, too.
     pub further: Option<u64>,
     pub is_further_known: bool,
+    // Where that fence went.
+    pub followed_to: Option<u16>,
     // What has come back here before this arrival is ahead of it.
     pub returned_before: u64,
 }
@@ -604,6 +606,7 @@ impl Dispatcher {
         let is_new_to_it =
             |node: &u16| self.paths.node(*node).is_some_and(|node| !fence.trail.contains(&node_mark(node)));
         let (latest, next) = (latest.filter(is_new_to_it), next.filter(is_new_to_it));
+        let latest = latest.filter(|node| fence.followed_to != Some(*node));
         fence.is_further_known = latest.is_none() || next.is_none();
         let Some(node) = latest.or(next) else { return };
         let (id, is_new) = self.paths.fence_behind(pair, node, &fence.trail, self.now.steady_ms);
@@ -611,6 +614,7 @@ impl Dispatcher {
             self.write_fence(id, node, fence.hash, pair);
         }
         fence.further = Some(id);
+        fence.followed_to = Some(node);
     }
 
     /// Tries again with what waits for one recipient.
@@ -845,6 +849,7 @@ impl Dispatcher {
             // So do fences that this has come back ahead of: they follow it.
             for fence in self.fences.iter_mut().filter(|fence| fence.placing.1 == pair) {
                 fence.is_further_known = false;
+                fence.followed_to = None;
             }
         } else {
             self.paths.note(pair, node, sent_by.is_some(), self.now.steady_ms);

@@ -291,6 +291,10 @@ impl Paths {
     /// The echo of a fence has come: its recipient may take its new path. False if nobody waits.
     pub fn on_fenced(&mut self, id: u64) -> bool {
         let Some(fence) = self.names.remove(&id).and_then(|key| self.fences.remove(&key)) else { return false };
+        if !fence.trail.is_empty() {
+            // It tells the other node enough; what was sent back there may not be placed yet, so the path is as it was.
+            return true;
+        }
         for half in [&mut self.younger, &mut self.older] {
             if let Some(recent) = half.get(&fence.hash).copied()
                 && recent.node == fence.node

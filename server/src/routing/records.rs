@@ -27,8 +27,16 @@ impl Dispatcher {
             Record::Fence { hash, pair, trail, .. } => {
                 let placing = self.next_placing(&origin, pair);
                 let (_, _, returned_before) = placing;
-                let (further, is_further_known) = (None, false);
-                self.fences.push(PassingFence { placing, at, hash, trail, further, is_further_known, returned_before });
+                self.fences.push(PassingFence {
+                    placing,
+                    at,
+                    hash,
+                    trail,
+                    further: None,
+                    is_further_known: false,
+                    followed_to: None,
+                    returned_before,
+                });
                 self.pass_fences();
             }
             Record::Fenced { id, incarnation, .. } => {
