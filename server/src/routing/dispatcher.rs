@@ -129,9 +129,14 @@ pub(super) struct PassingFence {
     /// Hash of the recipient.
     pub hash: u64,
     pub trail: Vec<u64>,
-    // A fence of this shard's own, behind what was sent on from ahead of it; known once all of that is placed.
+    // A fence of this shard's own, behind what was sent on from ahead of it; known once all of that is placed, and
+    // again when what has come back was sent on, too.
     pub further: Option<u64>,
     pub is_further_known: bool,
+    // Where that fence went.
+    pub followed_to: Option<u16>,
+    // What has come back here before this arrival is ahead of it.
+    pub returned_before: u64,
 }
 
 /// A parcel on its way.
@@ -178,6 +183,8 @@ pub struct Dispatcher {
     pub(super) arrivals: u64,
     // Records whose place is not settled.
     pub(super) unplaced: BTreeSet<Placing>,
+    // Those of them that had been here before, by pair and number.
+    returned: BTreeSet<(u64, u64)>,
     // Fences that wait for them.
     pub(super) fences: Vec<PassingFence>,
     moved: HashMap<(u64, u64), u64, Xxh3Builder>,
@@ -219,6 +226,7 @@ impl Dispatcher {
             unconfirmed: VecDeque::new(),
             arrivals: 0,
             unplaced: BTreeSet::new(),
+            returned: BTreeSet::new(),
             fences: Vec::new(),
             moved: HashMap::default(),
             refused: Vec::new(),
@@ -401,7 +409,7 @@ impl Dispatcher {
             Passage::Free => None,
             Passage::Wait(id) => Some(Why::Fence(id)),
             Passage::Fence { id, node } => {
-                self.write_fence(id, node, hash, pair, &[]);
+                self.write_fence(id, node, hash, pair);
                 self.follow_replaced();
                 Some(Why::Fence(id))
             }
@@ -417,14 +425,15 @@ impl Dispatcher {
         }
     }
 
-    fn write_fence(&mut self, id: u64, node: u16, hash: u64, pair: u64, trail: &[u64]) {
+    fn write_fence(&mut self, id: u64, node: u16, hash: u64, pair: u64) {
         self.counters.fences.add(1);
         let Some(to) = self.paths.node(node).cloned() else { return };
+        let trail = self.paths.trail(id).iter().copied().chain([self.mark]).collect();
         self.out.parcels.push_back(Box::new(Parcel {
             to,
             lane: Lane::Partition(self.paths.lane_of(hash)),
             origin: self.me.clone(),
-            record: Record::Fence { id, hash, pair, trail: trail.iter().copied().chain([self.mark]).collect() },
+            record: Record::Fence { id, hash, pair, trail },
             ticket: None,
         }));
     }
@@ -537,6 +546,10 @@ impl Dispatcher {
                 let source = self.source(arrival.inbound.sender, arrival.trail);
                 let placing = self.next_placing(sender, pair(source, arrival.hash));
                 self.unplaced.insert(placing);
+                if arrival.trail.contains(&self.mark) {
+                    let (_, pair, number) = placing;
+                    self.returned.insert((pair, number));
+                }
                 placing
             }),
             sent_by: sent_by.cloned(),
@@ -557,21 +570,24 @@ impl Dispatcher {
     pub(super) fn place(&mut self, placing: Option<Placing>) {
         let Some(placing) = placing else { return };
         self.unplaced.remove(&placing);
+        let (_, pair, number) = placing;
+        self.returned.remove(&(pair, number));
         self.pass_fences();
     }
 
     /// Fences pass when what was ahead of them is placed; where that was sent on to another node, when it is placed
-    /// there, and so on.
+    /// there, and so on; where it came back from there, when it is placed here, or wherever it was sent on to then.
+    /// What has come back waits for no fence, so no two fences wait for each other.
     pub(super) fn pass_fences(&mut self) {
         if self.fences.is_empty() {
             return;
         }
         for mut fence in std::mem::take(&mut self.fences) {
             let (sender, pair, arrival) = fence.placing;
-            let is_waiting = self.unplaced.range((sender, pair, 0)..(sender, pair, arrival)).next().is_some();
-            if !is_waiting && !fence.is_further_known {
-                fence.is_further_known = true;
-                fence.further = self.fence_further(fence.hash, pair, &fence.trail);
+            let is_waiting = self.unplaced.range((sender, pair, 0)..(sender, pair, arrival)).next().is_some()
+                || self.returned.range((pair, 0)..(pair, fence.returned_before)).next().is_some();
+            if !is_waiting && fence.further.is_none() && !fence.is_further_known {
+                self.fence_further(&mut fence);
             }
             if is_waiting || fence.further.is_some() {
                 self.fences.push(fence);
@@ -582,18 +598,23 @@ impl Dispatcher {
         self.follow_replaced();
     }
 
-    /// Writes a fence behind what was sent on of a recipient's records, unless the fence has come by that node: what was
-    /// sent back there stands ahead of the echo. Returns its name.
-    fn fence_further(&mut self, hash: u64, pair: u64, trail: &[u64]) -> Option<u64> {
-        let node = self.paths.latest(pair)?;
-        if self.paths.node(node).is_none_or(|node| trail.contains(&node_mark(node))) {
-            return None;
-        }
-        let (id, is_new) = self.paths.fence_behind(pair, node, self.now.steady_ms);
+    /// Writes a fence behind what was sent on of a pair's records, unless the fence has come by that node: what was
+    /// sent back there stands ahead of the echo, and whoever passes the echo on there waits for it.
+    fn fence_further(&mut self, fence: &mut PassingFence) {
+        let (_, pair, _) = fence.placing;
+        let (latest, next) = self.paths.latest(pair);
+        let is_new_to_it =
+            |node: &u16| self.paths.node(*node).is_some_and(|node| !fence.trail.contains(&node_mark(node)));
+        let (latest, next) = (latest.filter(is_new_to_it), next.filter(is_new_to_it));
+        let latest = latest.filter(|node| fence.followed_to != Some(*node));
+        fence.is_further_known = latest.is_none() || next.is_none();
+        let Some(node) = latest.or(next) else { return };
+        let (id, is_new) = self.paths.fence_behind(pair, node, &fence.trail, self.now.steady_ms);
         if is_new {
-            self.write_fence(id, node, hash, pair, trail);
+            self.write_fence(id, node, fence.hash, pair);
         }
-        Some(id)
+        fence.further = Some(id);
+        fence.followed_to = Some(node);
     }
 
     /// Tries again with what waits for one recipient.
@@ -825,8 +846,13 @@ impl Dispatcher {
             // Whatever else comes waits for the fence.
             let _ = self.way(source, hash, Some(node));
             self.paths.note_ahead(pair, node, self.now.steady_ms);
+            // So do fences that this has come back ahead of: they follow it.
+            for fence in self.fences.iter_mut().filter(|fence| fence.placing.1 == pair) {
+                fence.is_further_known = false;
+                fence.followed_to = None;
+            }
         } else {
-            self.paths.note(pair, node, self.now.steady_ms);
+            self.paths.note(pair, node, sent_by.is_some(), self.now.steady_ms);
         }
         self.out.parcels.push_back(Box::new(Parcel {
             to: node.clone(),
@@ -930,6 +956,7 @@ impl Dispatcher {
     pub(super) fn on_echo(&mut self, id: u64) {
         for fence in self.fences.iter_mut().filter(|fence| fence.further == Some(id)) {
             fence.further = None;
+            fence.returned_before = self.arrivals + 1;
         }
         self.pass_fences();
         for key in self.waiting.keys(|queue| queue.why == Why::Fence(id)) {

@@ -276,15 +276,14 @@ impl Dispatcher {
             session.release(&mut self.store, self.now.wall_ms);
         }
         let rare = rare.map(|rare| *rare).unwrap_or_default();
-        for (origin, generation, at) in rare.claimed {
-            self.tell_released(client.as_str(), hash, &origin, generation);
-            self.out.finished.push(at);
-        }
-        if let Some((origin, generation, at)) = rare.superseded {
-            let holder = Holder { node: origin.node.clone(), incarnation: origin.incarnation, generation };
+        if let Some((origin, generation, _)) = &rare.superseded {
+            let holder =
+                Holder { node: origin.node.clone(), incarnation: origin.incarnation, generation: *generation };
             self.learn(client.as_str(), &holder);
-            self.tell_released(client.as_str(), hash, &origin, generation);
-            self.out.finished.push(at);
+        }
+        // There may be another session of the client here, which they have to wait for, too.
+        for (origin, generation, at) in rare.claimed.into_iter().chain(rare.superseded) {
+            self.on_claimed(client.as_str(), hash, &origin, generation, at);
         }
         self.go_on_with(client.as_str(), hash);
     }
@@ -632,6 +631,10 @@ impl Dispatcher {
 
     /// What an earlier session left here is kept: those who claimed its client meanwhile may go on.
     fn answer_claimed(&mut self, key: Key) {
+        if self.parting.contains(&key) {
+            // A newer session may be here: they hear when this one has ended.
+            return;
+        }
         let claimed =
             self.claim_mut(key).and_then(|claim| claim.rare.as_mut()).map(|rare| std::mem::take(&mut rare.claimed));
         let Some((session, claimed)) = self.sessions.get(key).zip(claimed) else { return };

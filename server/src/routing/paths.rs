@@ -28,6 +28,8 @@ struct Recent {
     node: u16,
     // Of the parcels this shard has sent, the recipient's latest.
     sequence: u64,
+    // The latest of those that had come from another node; 0 if none had.
+    sent_on: u64,
     at_ms: u64,
     // Where messages from ahead of the fence were sent on to meanwhile: the path once the fence has come back.
     next: Option<(u16, u64)>,
@@ -39,7 +41,7 @@ struct Hint {
     used_ms: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Fence {
     id: u64,
     hash: u64,
@@ -47,6 +49,15 @@ struct Fence {
     // Parcels up to this one are ahead of it.
     sequence: u64,
     since_ms: u64,
+    // Marks of the nodes that it does not follow parcels back to.
+    trail: Vec<u64>,
+}
+
+impl Fence {
+    // True if it stands behind all up to a parcel, and goes wherever one with this trail would go.
+    fn covers(&self, sequence: u64, trail: &[u64]) -> bool {
+        self.sequence >= sequence && self.trail.iter().all(|mark| trail.contains(mark))
+    }
 }
 
 /// What a message for a recipient has to do next.
@@ -170,37 +181,56 @@ impl Paths {
         if self.node(recent.node) == target {
             return Passage::Free;
         }
+        // One that was written for another node does not do: what was sent back to where that came from, it leaves to
+        // those who wait there.
         if let Some(fence) = self.fences.get(&(hash, recent.node))
-            && fence.sequence >= recent.sequence
+            && fence.covers(recent.sequence, &[])
         {
             return Passage::Wait(fence.id);
         }
         if now_ms.saturating_sub(recent.at_ms) >= MEMORY_MS {
             return Passage::Free;
         }
-        let id = self.new_fence(hash, recent.node, now_ms);
+        let id = self.new_fence(hash, recent.node, &[], now_ms);
         Passage::Fence { id, node: recent.node }
     }
 
-    /// The node that the latest messages for the pair with this hash went to, as far as is remembered.
-    pub fn latest(&self, hash: u64) -> Option<u16> {
-        self.recent(hash).map(|recent| recent.node)
+    /// The node that the latest messages for the pair with this hash were sent on to, as far as is remembered; then the
+    /// one that others from ahead of a fence have gone to since. What was accepted here does not count: it is ahead of
+    /// no other node's fence, and may wait over there for the very fence that asks.
+    pub fn latest(&self, hash: u64) -> (Option<u16>, Option<u16>) {
+        let recent = self.recent(hash);
+        let latest = recent.filter(|recent| recent.sent_on != 0).map(|recent| recent.node);
+        (latest, recent.and_then(|recent| recent.next).map(|(node, _)| node))
     }
 
-    /// A fence behind the messages for the pair with this hash that went to `node`: its name, and whether it must be
-    /// written first.
-    pub fn fence_behind(&mut self, hash: u64, node: u16, now_ms: u64) -> (u64, bool) {
-        let sequence = self.recent(hash).map_or(self.sequence, |recent| recent.sequence);
+    /// A fence behind the messages for the pair with this hash that went to `node`, for one that came by the nodes of
+    /// `trail`: its name, and whether it must be written first.
+    pub fn fence_behind(&mut self, hash: u64, node: u16, trail: &[u64], now_ms: u64) -> (u64, bool) {
+        let sequence = match self.recent(hash) {
+            Some(Recent { next: Some((next, sequence)), .. }) if next == node => sequence,
+            Some(recent) => recent.sequence,
+            None => self.sequence,
+        };
         match self.fences.get(&(hash, node)) {
-            Some(fence) if fence.sequence >= sequence => (fence.id, false),
-            _ => (self.new_fence(hash, node, now_ms), true),
+            Some(fence) if fence.covers(sequence, trail) => (fence.id, false),
+            _ => (self.new_fence(hash, node, trail, now_ms), true),
         }
     }
 
-    fn new_fence(&mut self, hash: u64, node: u16, now_ms: u64) -> u64 {
+    /// The nodes that a fence has come by, as far as it does not follow messages back there.
+    pub fn trail(&self, id: u64) -> &[u64] {
+        self.names.get(&id).and_then(|key| self.fences.get(key)).map_or(&[], |fence| &fence.trail)
+    }
+
+    fn new_fence(&mut self, hash: u64, node: u16, trail: &[u64], now_ms: u64) -> u64 {
         let id = self.next_fence;
         self.next_fence += 1;
-        let fence = Fence { id, hash, node, sequence: self.sequence, since_ms: now_ms };
+        // Whoever waits for an earlier one will wait for this: it has to go wherever that would have gone.
+        let earlier = self.fences.get(&(hash, node));
+        let is_common = |mark: &u64| earlier.is_none_or(|earlier| earlier.trail.contains(mark));
+        let trail = trail.iter().copied().filter(is_common).collect();
+        let fence = Fence { id, hash, node, sequence: self.sequence, since_ms: now_ms, trail };
         // An earlier one is covered by this one: its own echo finds it no more, and whoever waits for it asks again.
         if let Some(earlier) = self.fences.insert((hash, node), fence) {
             self.names.remove(&earlier.id);
@@ -210,8 +240,8 @@ impl Paths {
         id
     }
 
-    /// A message for the pair with this hash has gone to `node`.
-    pub fn note(&mut self, hash: u64, node: &NodeId, now_ms: u64) {
+    /// A message for the pair with this hash has gone to `node`; `is_sent_on` if it had come from another.
+    pub fn note(&mut self, hash: u64, node: &NodeId, is_sent_on: bool, now_ms: u64) {
         self.sequence += 1;
         let Some(node) = self.index_of(node) else { return };
         // What waits for an echo must not be forgotten before it comes.
@@ -221,7 +251,13 @@ impl Paths {
             self.younger.clear();
             self.turned_ms = now_ms;
         }
-        self.younger.insert(hash, Recent { node, sequence: self.sequence, at_ms: now_ms, next: None });
+        let sequence = self.sequence;
+        let sent_on = match self.recent(hash) {
+            _ if is_sent_on => sequence,
+            Some(recent) if recent.node == node => recent.sent_on,
+            _ => 0,
+        };
+        self.younger.insert(hash, Recent { node, sequence, sent_on, at_ms: now_ms, next: None });
     }
 
     /// A message from ahead of the fence has gone to `node`, past those that wait for it.
@@ -233,7 +269,7 @@ impl Paths {
                 let recent = Recent { next: Some((index, self.sequence)), at_ms: now_ms, ..recent };
                 self.younger.insert(hash, recent);
             }
-            _ => self.note(hash, node, now_ms),
+            _ => self.note(hash, node, true, now_ms),
         }
     }
 
@@ -255,14 +291,22 @@ impl Paths {
     /// The echo of a fence has come: its recipient may take its new path. False if nobody waits.
     pub fn on_fenced(&mut self, id: u64) -> bool {
         let Some(fence) = self.names.remove(&id).and_then(|key| self.fences.remove(&key)) else { return false };
+        if !fence.trail.is_empty() {
+            // It tells the other node enough; what was sent back there may not be placed yet, so the path is as it was.
+            return true;
+        }
         for half in [&mut self.younger, &mut self.older] {
             if let Some(recent) = half.get(&fence.hash).copied()
                 && recent.node == fence.node
-                && recent.sequence <= fence.sequence
             {
                 match recent.next {
+                    _ if recent.sequence > fence.sequence => {
+                        if recent.sent_on <= fence.sequence {
+                            half.insert(fence.hash, Recent { sent_on: 0, ..recent });
+                        }
+                    }
                     Some((node, sequence)) => {
-                        _ = half.insert(fence.hash, Recent { node, sequence, next: None, ..recent });
+                        half.insert(fence.hash, Recent { node, sequence, sent_on: sequence, next: None, ..recent });
                     }
                     None => _ = half.remove(&fence.hash),
                 }
@@ -300,7 +344,7 @@ mod tests {
     #[test]
     fn a_path_changes_behind_a_fence() {
         let mut paths = Paths::new(4);
-        paths.note(4, &node("a"), 0);
+        paths.note(4, &node("a"), false, 0);
         assert_eq!(paths.passage(4, Some(&node("a")), 1), Passage::Free);
         let Passage::Fence { id, node: old } = paths.passage(4, Some(&node("b")), 1) else { panic!("no fence") };
         assert_eq!(paths.node(old), Some(&node("a")));
@@ -313,7 +357,7 @@ mod tests {
     #[test]
     fn what_was_sent_past_the_fence_is_the_path_behind_it() {
         let mut paths = Paths::new(4);
-        paths.note(4, &node("a"), 0);
+        paths.note(4, &node("a"), false, 0);
         let Passage::Fence { id, .. } = paths.passage(4, Some(&node("b")), 1) else { panic!("no fence") };
         paths.note_ahead(4, &node("b"), 1);
         assert_eq!(paths.passage(4, Some(&node("b")), 1), Passage::Wait(id));
@@ -325,8 +369,8 @@ mod tests {
     #[test]
     fn an_idle_path_changes_at_once() {
         let mut paths = Paths::new(4);
-        paths.note(4, &node("a"), 0);
-        paths.note(8, &node("a"), 0);
+        paths.note(4, &node("a"), false, 0);
+        paths.note(8, &node("a"), false, 0);
         assert_ne!(paths.passage(4, None, MEMORY_MS - 1), Passage::Free);
         assert_eq!(paths.passage(8, None, MEMORY_MS), Passage::Free);
     }
@@ -334,7 +378,7 @@ mod tests {
     #[test]
     fn an_echo_that_never_comes_is_not_waited_for_for_ever() {
         let mut paths = Paths::new(4);
-        paths.note(4, &node("a"), 0);
+        paths.note(4, &node("a"), false, 0);
         let Passage::Fence { id, .. } = paths.passage(4, None, 0) else { panic!("no fence") };
         assert!(paths.overdue(FENCE_WAIT_MS - 1).is_empty());
         assert_eq!(paths.overdue(FENCE_WAIT_MS), [id]);

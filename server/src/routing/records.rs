@@ -26,7 +26,17 @@ impl Dispatcher {
             }
             Record::Fence { hash, pair, trail, .. } => {
                 let placing = self.next_placing(&origin, pair);
-                self.fences.push(PassingFence { placing, at, hash, trail, further: None, is_further_known: false });
+                let (_, _, returned_before) = placing;
+                self.fences.push(PassingFence {
+                    placing,
+                    at,
+                    hash,
+                    trail,
+                    further: None,
+                    is_further_known: false,
+                    followed_to: None,
+                    returned_before,
+                });
                 self.pass_fences();
             }
             Record::Fenced { id, incarnation, .. } => {
