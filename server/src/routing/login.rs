@@ -277,8 +277,7 @@ impl Dispatcher {
         }
         let rare = rare.map(|rare| *rare).unwrap_or_default();
         if let Some((origin, generation, _)) = &rare.superseded {
-            let holder =
-                Holder { node: origin.node.clone(), incarnation: origin.incarnation, generation: *generation };
+            let holder = Holder { node: origin.node.clone(), incarnation: origin.incarnation, generation: *generation };
             self.learn(client.as_str(), &holder);
         }
         // There may be another session of the client here, which they have to wait for, too.

@@ -19,6 +19,8 @@ mod waiting;
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use dispatcher::{Arrival, Dispatcher, Now, Outcome, Output, Rules};
 pub use login::Login;

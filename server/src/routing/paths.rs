@@ -367,6 +367,39 @@ mod tests {
     }
 
     #[test]
+    fn a_fence_for_another_node_does_not_do_for_this_one() {
+        let mut paths = Paths::new(4);
+        paths.note(4, &node("a"), true, 0);
+        let (foreign, is_new) = paths.fence_behind(4, 0, &[7], 1);
+        assert!(is_new);
+        assert_eq!(paths.fence_behind(4, 0, &[7, 8], 1), (foreign, false));
+        // One with another trail leaves out other nodes: the one that serves both leaves out none.
+        let (both, is_new) = paths.fence_behind(4, 0, &[9], 1);
+        assert!(is_new && paths.trail(both).is_empty());
+        assert_eq!(paths.take_replaced(), [(foreign, both)]);
+        assert_eq!(paths.passage(4, None, 1), Passage::Wait(both));
+    }
+
+    #[test]
+    fn the_echo_for_another_node_leaves_the_path_as_it_was() {
+        let mut paths = Paths::new(4);
+        paths.note(4, &node("a"), true, 0);
+        let (foreign, _) = paths.fence_behind(4, 0, &[7], 1);
+        assert!(paths.on_fenced(foreign));
+        assert!(matches!(paths.passage(4, None, 1), Passage::Fence { .. }));
+    }
+
+    #[test]
+    fn what_was_accepted_here_is_not_followed() {
+        let mut paths = Paths::new(4);
+        paths.note(4, &node("a"), false, 0);
+        assert_eq!(paths.latest(4), (None, None));
+        paths.note(4, &node("a"), true, 0);
+        paths.note(4, &node("a"), false, 0);
+        assert_eq!(paths.latest(4), (Some(0), None));
+    }
+
+    #[test]
     fn an_idle_path_changes_at_once() {
         let mut paths = Paths::new(4);
         paths.note(4, &node("a"), false, 0);
