@@ -28,8 +28,11 @@ def sources(package):
 
 def node_metrics():
     """Those of the nodes stand in the sources as they are served: behind their kind, or as the name of a line."""
-    served = re.compile(r'(?:\b(?:Counter|Gauge)\s+|\.add(?:_histogram)?\(\s*)"(rtc_[a-z0-9_]+)"')
-    return {name for path in sources("server") for name in served.findall(program(path))}
+    served = re.compile(r'(?:\b(?:Counter|Gauge)\s+|\.add\(\s*)"(rtc_[a-z0-9_]+)"')
+    histogram = re.compile(r'\.add_histogram\(\s*"(rtc_[a-z0-9_]+)"')
+    texts = [program(path) for path in sources("server")]
+    series = {name + part for text in texts for name in histogram.findall(text) for part in ("_bucket", "_sum", "_count")}
+    return series | {name for text in texts for name in served.findall(text)}
 
 
 def balancer_metrics():
