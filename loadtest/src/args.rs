@@ -93,6 +93,10 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', env = "RTC_LOADTEST_URL", value_name = "URL")]
     pub(crate) url: Option<Vec<String>>,
 
+    /// In place of --url: ask this balancer before each connection which server the client belongs to, `http://HOST:PORT` [default: none]
+    #[arg(long, env = "RTC_LOADTEST_BALANCER", value_name = "URL", conflicts_with = "url")]
+    pub(crate) balancer: Option<String>,
+
     /// p2p, resume, churn, capacity: where the two clients of a pair connect to [default: cross]
     #[arg(long, value_enum, env = "RTC_LOADTEST_PAIRS", value_name = "WHERE")]
     pub(crate) pairs: Option<Pairs>,
@@ -226,9 +230,12 @@ impl Args {
     pub(crate) fn or(self, fallback: Self) -> Self {
         // Rate and depth exclude each other: one given here hides the other there.
         let paced = self.rate.is_some() || self.depth.is_some();
+        // So do the servers and who names them.
+        let names_servers = self.url.is_some() || self.balancer.is_some();
         Self {
             scenario: self.scenario.or(fallback.scenario),
-            url: self.url.or(fallback.url),
+            url: if names_servers { self.url } else { fallback.url },
+            balancer: if names_servers { self.balancer } else { fallback.balancer },
             pairs: self.pairs.or(fallback.pairs),
             connections: self.connections.or(fallback.connections),
             rate: if paced { self.rate } else { fallback.rate },
@@ -440,6 +447,14 @@ mod tests {
         let line = Args { rate: Some(10.0), ..Args::default() };
         let merged = line.or(file);
         assert_eq!((merged.rate, merged.depth, merged.connections), (Some(10.0), None, Some(7)));
+    }
+
+    #[test]
+    fn a_balancer_given_on_the_command_line_hides_servers_in_the_file() {
+        let file = Args { url: Some(vec!["ws://a:1".to_owned()]), ..Args::default() };
+        let line = Args { balancer: Some("http://b:2".to_owned()), ..Args::default() };
+        let merged = line.or(file);
+        assert_eq!((merged.url, merged.balancer.as_deref()), (None, Some("http://b:2")));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! One connection to the server after its handshake: reading frames, and writing all that is queued in one go.
 //!
-//! What is said is the scenario's business, through [`Conversation`]. Opening connections is in `open.rs`.
+//! What is said is the scenario's business, through [`Conversation`]. Opening connections is in `open.rs`,
+//! what is asked of a balancer before that in `resolve.rs`.
 
 pub(crate) mod open;
+mod resolve;
 mod socket;
 
 use std::{

@@ -34,6 +34,8 @@ const LOOPBACK_SOURCES_MAX: u32 = 250 * 250;
 const TIME_WAIT: Duration = Duration::from_secs(60);
 /// The shortest that clients may stay connected: much below, the run would be of nothing but handshakes.
 const STAY_MIN: Duration = Duration::from_millis(50);
+/// Where a balancer is asked.
+const RESOLVE_PATH: &str = "/api/v1/resolve";
 
 /// How messages, or in a storm connections, are paced.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -68,13 +70,34 @@ impl Load {
     }
 }
 
+/// What a server does for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ServerKind {
+    /// It holds the client's connection.
+    Node,
+    /// It tells, before each connection, which node that is.
+    Balancer,
+}
+
 /// One server, resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Server {
+    pub(crate) kind: ServerKind,
     pub(crate) addr: SocketAddr,
     /// As written, for the `Host` header.
     pub(crate) authority: String,
     pub(crate) path: String,
+}
+
+impl Server {
+    /// For people.
+    pub(crate) fn url(&self) -> String {
+        match self.kind {
+            ServerKind::Node => format!("ws://{}{}", self.authority, self.path),
+            ServerKind::Balancer => format!("http://{}", self.authority),
+        }
+    }
 }
 
 /// Which server a connection goes to.
@@ -132,6 +155,7 @@ pub(crate) enum AfterHandshake {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Config {
     pub(crate) scenario: Scenario,
+    /// Nodes, or one balancer.
     pub(crate) servers: Vec<Server>,
     pub(crate) placement: Placement,
     pub(crate) unrest: Unrest,
@@ -174,6 +198,11 @@ impl Config {
     pub(crate) fn is_roaming(&self) -> bool {
         self.scenario.is_restless() || !self.faults.is_empty()
     }
+
+    /// True if a balancer says where clients belong, so that the nodes are not known beforehand.
+    pub(crate) fn is_balanced(&self) -> bool {
+        self.servers.iter().any(|server| server.kind == ServerKind::Balancer)
+    }
 }
 
 /// Adds the file named by `--config`, if any, below the flags and the environment.
@@ -213,7 +242,7 @@ pub(crate) fn with_defaults(args: Args) -> Result<Args> {
     };
     let is_roaming = scenario.is_restless() || args.fault.as_ref().is_some_and(|faults| !faults.is_empty());
     let defaults = Args {
-        url: Some(vec!["ws://127.0.0.1:8080".to_owned()]),
+        url: args.balancer.is_none().then(|| vec!["ws://127.0.0.1:8080".to_owned()]),
         connections: Some(connections),
         rate,
         depth,
@@ -225,7 +254,7 @@ pub(crate) fn with_defaults(args: Args) -> Result<Args> {
         connect_timeout: second(10),
         in_flight: Some(64),
         hold: Some(hold),
-        pairs: scenario.has_pairs().then_some(Pairs::Cross),
+        pairs: (scenario.has_pairs() && args.balancer.is_none()).then_some(Pairs::Cross),
         cut_interval: if scenario == Scenario::Resume { second(2) } else { None },
         hop_interval: if scenario == Scenario::Churn { second(5) } else { None },
         silent_share: if scenario == Scenario::Churn { "0%".parse().ok() } else { None },
@@ -253,8 +282,7 @@ impl TryFrom<Args> for Config {
     fn try_from(args: Args) -> Result<Self> {
         let scenario = args.scenario.context("no scenario")?;
         refuse_foreign_flags(&args, scenario)?;
-        let servers = args.url.iter().flatten().map(|url| parse_url(url, scenario)).collect::<Result<Vec<_>>>()?;
-        ensure!(!servers.is_empty(), "--url is empty: write ws://HOST:PORT");
+        let servers = servers(&args, scenario)?;
         let connections = within("--connections", args.connections, 1, CONNECTIONS_MAX)?;
         ensure!(
             !scenario.has_pairs() || connections.is_multiple_of(2),
@@ -330,6 +358,7 @@ fn refuse_foreign_flags(args: &Args, scenario: Scenario) -> Result<()> {
         ("--sender-acks", args.sender_acks == Some(true), has_pairs),
         ("--receiver-acks", args.receiver_acks == Some(true), has_pairs),
         ("--pairs", args.pairs.is_some(), has_pairs),
+        ("--balancer", args.balancer.is_some(), scenario != Scenario::Echo),
         ("--cut-interval", args.cut_interval.is_some(), scenario == Scenario::Resume),
         ("--hop-interval", args.hop_interval.is_some(), scenario == Scenario::Churn),
         ("--silent-share", args.silent_share.is_some(), scenario == Scenario::Churn),
@@ -419,6 +448,42 @@ fn payload(args: &Args, scenario: Scenario) -> Result<u32> {
     within("--payload", args.payload, u32::try_from(min)?, PAYLOAD_BYTES_MAX)
 }
 
+/// The nodes, or the balancer that names them.
+fn servers(args: &Args, scenario: Scenario) -> Result<Vec<Server>> {
+    let Some(balancer) = &args.balancer else {
+        let servers = args.url.iter().flatten().map(|url| parse_url(url, scenario)).collect::<Result<Vec<_>>>()?;
+        ensure!(!servers.is_empty(), "--url is empty: write ws://HOST:PORT");
+        return Ok(servers);
+    };
+    ensure!(args.url.is_none(), "--url and --balancer exclude each other: nodes, or who names them");
+    ensure!(args.pairs.is_none(), "--pairs and --balancer exclude each other: a balancer says where clients belong");
+    Ok(vec![parse_balancer(balancer)?])
+}
+
+fn parse_balancer(url: &str) -> Result<Server> {
+    let rest =
+        url.strip_prefix("http://").with_context(|| format!("--balancer {url:?} does not start with http://"))?;
+    let authority = rest.trim_end_matches('/');
+    ensure!(
+        !authority.contains(['/', '?', '#', ' ', '@']),
+        "--balancer {url:?}: write http://HOST:PORT, the path is always the same"
+    );
+    let addr = address("--balancer", url, authority)?;
+    let (authority, path) = (authority.to_owned(), RESOLVE_PATH.to_owned());
+    Ok(Server { kind: ServerKind::Balancer, addr, authority, path })
+}
+
+/// The address of `authority`, of which `url` was given for `flag`.
+fn address(flag: &str, url: &str, authority: &str) -> Result<SocketAddr> {
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    ensure!(has_port, "{flag} {url:?} has no port: write HOST:PORT");
+    let resolved: Vec<SocketAddr> =
+        authority.to_socket_addrs().with_context(|| format!("{flag} {url:?}: cannot resolve the host"))?.collect();
+    // A name such as localhost often has both: the servers here listen on IPv4 first.
+    let addr = resolved.iter().find(|addr| addr.is_ipv4()).or(resolved.first());
+    addr.copied().with_context(|| format!("{flag} {url:?}: the host has no address"))
+}
+
 pub(crate) fn parse_url(url: &str, scenario: Scenario) -> Result<Server> {
     let Some(rest) = url.strip_prefix("ws://") else {
         ensure!(!url.starts_with("wss://"), "--url {url:?}: TLS is not supported, write ws://");
@@ -428,20 +493,14 @@ pub(crate) fn parse_url(url: &str, scenario: Scenario) -> Result<Server> {
         Some(at) => (&rest[..at], &rest[at..]),
         None => (rest, ""),
     };
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    ensure!(has_port, "--url {url:?} has no port: write ws://HOST:PORT");
     ensure!(!path.contains(['?', '#', ' ']), "--url {url:?}: the path may not hold a query");
-    let resolved: Vec<SocketAddr> =
-        authority.to_socket_addrs().with_context(|| format!("--url {url:?}: cannot resolve the host"))?.collect();
-    // A name such as localhost often has both: the servers here listen on IPv4 first.
-    let addr = resolved.iter().find(|addr| addr.is_ipv4()).or(resolved.first());
-    let addr = *addr.with_context(|| format!("--url {url:?}: the host has no address"))?;
+    let addr = address("--url", url, authority)?;
     let path = match (path.trim_end_matches('/'), scenario) {
         ("", Scenario::Echo) => "/ws/echo",
         ("", _) => "/ws/connect",
         (path, _) => path,
     };
-    Ok(Server { addr, authority: authority.to_owned(), path: path.to_owned() })
+    Ok(Server { kind: ServerKind::Node, addr, authority: authority.to_owned(), path: path.to_owned() })
 }
 
 /// The addresses to connect from: those given, or towards loopback as many of 127.0.0.0/8 as the connections need.
@@ -516,6 +575,11 @@ mod tests {
             ("churn --silent-share 2", "\"2\""),
             ("p2p --silent-share 2%", "--silent-share means nothing to p2p"),
             ("echo --pairs local", "--pairs means nothing to echo"),
+            ("echo --balancer http://127.0.0.1:1", "--balancer means nothing to echo"),
+            ("p2p --balancer http://127.0.0.1:1 --pairs local", "--pairs and --balancer"),
+            ("p2p --balancer ws://127.0.0.1:1", "does not start with http://"),
+            ("p2p --balancer http://127.0.0.1", "no port"),
+            ("p2p --balancer http://127.0.0.1:1/x", "http://HOST:PORT"),
             ("capacity --depth 5", "--depth means nothing to capacity"),
             ("walk", "walk"),
             ("--connections 5", "scenario"),

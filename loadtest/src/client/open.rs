@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     fmt, io,
     net::{IpAddr, Shutdown, SocketAddr, TcpStream as StdStream},
     ops::ControlFlow,
@@ -23,10 +24,15 @@ use websocket::{
     handshake::{ClientKey, encode_upgrade_request, parse_upgrade_response},
 };
 
-use super::{ENVELOPE_BYTES_MAX, Link, socket::set_bind_address_no_port};
+use super::{
+    ENVELOPE_BYTES_MAX, Link,
+    resolve::{self, ANSWER_BYTES_MAX, ResolveError},
+    socket::set_bind_address_no_port,
+};
 use crate::{
+    args::Scenario,
     clock::{Clock, Nanos, nanos},
-    config::{Placement, Server},
+    config::{Placement, Server, ServerKind, parse_url},
     envelope::Welcome,
     payload::Random,
     worker::Driver,
@@ -34,6 +40,8 @@ use crate::{
 
 /// An answer to an upgrade request is a few hundred bytes.
 const RESPONSE_BYTES_MAX: usize = 16 * 1024;
+/// Nodes whose address is remembered after a balancer has named them: a host's name is not looked up for each client.
+const NODES_KNOWN_MAX: usize = 1000;
 
 /// Why a connection could not be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +60,8 @@ pub(crate) enum OpenError {
     Handshake(ResponseError),
     /// The connection did not begin with the welcome of the client protocol.
     NoWelcome,
+    /// The balancer has not told where to connect.
+    Unresolved(ResolveError),
 }
 
 impl fmt::Display for OpenError {
@@ -63,6 +73,7 @@ impl fmt::Display for OpenError {
             Self::Refused { status, .. } => write!(f, "refused: {status}"),
             Self::Handshake(error) => write!(f, "handshake: {error}"),
             Self::NoWelcome => f.write_str("no welcome message"),
+            Self::Unresolved(error) => error.fmt(f),
         }
     }
 }
@@ -101,6 +112,8 @@ pub(crate) struct Opener {
     /// The deadlines of what is being opened, with a second handle to interrupt it by.
     under_way: RefCell<Vec<UnderWay>>,
     next_ticket: Cell<u64>,
+    /// By the `wsUrl` of a balancer's answer.
+    nodes_known: RefCell<HashMap<String, Server>>,
 }
 
 struct UnderWay {
@@ -150,6 +163,7 @@ impl Opener {
             random: RefCell::new(Random::new(seed)),
             under_way: RefCell::default(),
             next_ticket: Cell::new(0),
+            nodes_known: RefCell::default(),
         }
     }
 
@@ -158,20 +172,87 @@ impl Opener {
         self.open_to(&self.servers[self.placement.server_of(index, self.servers.len())], index, query).await
     }
 
-    /// Opens a connection of client `index` to `server`.
+    /// Opens a connection of client `index` to `server`, or to the node that it names if it is a balancer. The time
+    /// limit is for both together.
     pub(crate) async fn open_to(&self, server: &Server, index: u32, query: &str) -> Result<Opened, OpenError> {
+        let deadline = self.clock.now().saturating_add(nanos(self.timeout));
+        match server.kind {
+            ServerKind::Node => self.open_node(server, index, query, deadline).await,
+            ServerKind::Balancer => {
+                let node = self.resolve(server, index, query, deadline).await.map_err(|error| match error {
+                    OpenError::Connect(kind) => OpenError::Unresolved(ResolveError::Connect(kind)),
+                    OpenError::TimedOut => OpenError::Unresolved(ResolveError::TimedOut),
+                    error => error,
+                })?;
+                self.open_node(&node, index, query, deadline).await
+            }
+        }
+    }
+
+    async fn open_node(&self, node: &Server, index: u32, query: &str, deadline: Nanos) -> Result<Opened, OpenError> {
         let started = self.clock.now();
-        let stream = self.socket(index, server.addr)?;
+        let stream = self.socket(index, node.addr, self.leaving)?;
+        self.until(deadline, stream, async |stream, handle| {
+            self.shake_hands(stream, handle, node, query, started).await
+        })
+        .await
+    }
+
+    /// The node where `balancer` says that the client of `query` belongs.
+    async fn resolve(&self, balancer: &Server, index: u32, query: &str, deadline: Nanos) -> Result<Server, OpenError> {
+        // Nothing more is said once the answer is here.
+        let stream = self.socket(index, balancer.addr, Leaving::Abruptly)?;
+        let request = resolve::request(&balancer.authority, &balancer.path, query);
+        let answer = self
+            .until(deadline, stream, async |stream, handle| {
+                let mut stream = self.stream(stream, handle)?;
+                let (result, _) = stream.write_all(request).await;
+                result.map_err(|error| OpenError::Connect(error.kind()))?;
+                let mut answer = Vec::new();
+                loop {
+                    match read_more(&mut stream, &mut answer).await {
+                        Ok(()) if answer.len() <= ANSWER_BYTES_MAX => {}
+                        Ok(()) => return Err(OpenError::Unresolved(ResolveError::TooLong)),
+                        // Its end, unless it is we who ended it.
+                        Err(OpenError::Connect(io::ErrorKind::UnexpectedEof))
+                            if !answer.is_empty() && self.clock.now() < deadline =>
+                        {
+                            return Ok(answer);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            })
+            .await?;
+        let url = resolve::ws_url(&answer).map_err(OpenError::Unresolved)?;
+        let known = &mut *self.nodes_known.borrow_mut();
+        if let Some(node) = known.get(&url) {
+            return Ok(node.clone());
+        }
+        let node = parse_url(&url, Scenario::P2p).map_err(|_| OpenError::Unresolved(ResolveError::BadUrl))?;
+        if known.len() < NODES_KNOWN_MAX {
+            known.insert(url, node.clone());
+        }
+        Ok(node)
+    }
+
+    /// What `work` does with `stream`, which is interrupted at `deadline`. It is given a second handle as well.
+    async fn until<T>(
+        &self,
+        deadline: Nanos,
+        stream: StdStream,
+        work: impl AsyncFnOnce(StdStream, &Rc<StdStream>) -> Result<T, OpenError>,
+    ) -> Result<T, OpenError> {
         let handle = Rc::new(stream.try_clone().map_err(|error| OpenError::Local(error.kind()))?);
         let ticket = self.next_ticket.replace(self.next_ticket.get() + 1);
-        let deadline = started.saturating_add(nanos(self.timeout));
         self.under_way.borrow_mut().push(UnderWay { ticket, deadline, handle: Rc::clone(&handle) });
-        let opened = self.shake_hands(stream, &handle, server, query, started).await;
+        let outcome = work(stream, &handle).await;
         let under_way = &mut *self.under_way.borrow_mut();
         let at = under_way.iter().position(|entry| entry.ticket == ticket);
         under_way.swap_remove(at.expect("only its own opening removes an entry"));
         // An interrupted opening fails in whichever way it happened to be waiting.
-        opened.map_err(|error| if self.clock.now() >= deadline { OpenError::TimedOut } else { error })
+        let is_overdue = self.clock.now() >= deadline;
+        outcome.map_err(|error| if is_overdue { OpenError::TimedOut } else { error })
     }
 
     /// Ends what has been under way for too long. To be called every few milliseconds while connections are opened.
@@ -184,17 +265,19 @@ impl Opener {
     }
 
     /// A socket on its way to `server`.
-    fn socket(&self, index: u32, server: SocketAddr) -> Result<StdStream, OpenError> {
+    fn socket(&self, index: u32, server: SocketAddr, leaving: Leaving) -> Result<StdStream, OpenError> {
         let local = |error: io::Error| OpenError::Local(error.kind());
         let socket = Socket::new(Domain::for_address(server), Type::STREAM.nonblocking(), Some(Protocol::TCP));
         let socket = socket.map_err(local)?;
-        match self.leaving {
+        match leaving {
             // A connection that is left so soon sends nothing that could be held back.
             Leaving::Abruptly => socket.set_linger(Some(Duration::ZERO)).map_err(local)?,
             Leaving::Gracefully => socket.set_tcp_nodelay(true).map_err(local)?,
         }
-        if !self.sources.is_empty() {
-            let source = self.sources[(index as usize / self.servers.len()) % self.sources.len()];
+        let source = (index as usize / self.servers.len()).checked_rem(self.sources.len()).map(|at| self.sources[at]);
+        // A balancer here may name nodes elsewhere, which cannot be reached from a loopback address.
+        let source = source.filter(|source| !source.is_loopback() || server.ip().is_loopback());
+        if let Some(source) = source {
             // The port is chosen in `connect`, when the other end is known: 28,000 per pair of addresses, not in all.
             set_bind_address_no_port(&socket).map_err(local)?;
             socket.bind(&SockAddr::from(SocketAddr::new(source, 0))).map_err(local)?;
@@ -217,11 +300,7 @@ impl Opener {
         started: Nanos,
     ) -> Result<Opened, OpenError> {
         let lost = |error: io::Error| OpenError::Connect(error.kind());
-        if self.driver == Driver::Uring {
-            // On a nonblocking socket the ring would answer "would block" instead of waiting.
-            handle.set_nonblocking(false).map_err(lost)?;
-        }
-        let mut stream = TcpStream::from_std(stream).map_err(lost)?;
+        let mut stream = self.stream(stream, handle)?;
         let key = self.key();
         let mut request = Vec::with_capacity(512);
         let target = format!("{}{query}", server.path);
@@ -251,6 +330,16 @@ impl Opener {
             Greeting::None => None,
         };
         Ok(Opened { stream, surplus, handshake, welcome, handle: Rc::clone(handle) })
+    }
+
+    /// The runtime's stream.
+    fn stream(&self, stream: StdStream, handle: &StdStream) -> Result<TcpStream, OpenError> {
+        let lost = |error: io::Error| OpenError::Connect(error.kind());
+        if self.driver == Driver::Uring {
+            // On a nonblocking socket the ring would answer "would block" instead of waiting.
+            handle.set_nonblocking(false).map_err(lost)?;
+        }
+        TcpStream::from_std(stream).map_err(lost)
     }
 
     /// What can be talked over.

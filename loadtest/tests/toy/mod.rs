@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "part of a test")]
 #![allow(dead_code, reason = "each test program has its own faults")]
 
+pub mod balancer;
+
 use std::{
     collections::HashMap,
     io::{Read, Write},
