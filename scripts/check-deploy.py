@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Whether what operators are given speaks of what exists: every metric named in deploy/, docs/operations.md and the
-balancer's configuration is one that a program serves, docs/admin.md tells of each of a node's, the dashboard is JSON with a panel for each of its places, Prometheus reads its rules, systemd its
-units. What a missing tool would check is SKIPPED by name. The last line is `N passed, N failed`."""
+balancer's configuration is one that a program serves, docs/admin.md tells of each of a node's, the dashboard is JSON with
+a panel for each of its places, Prometheus reads its rules, systemd its units. What a missing tool would check is SKIPPED
+by name. The last line is `N passed, N failed`."""
 
 import json
 import pathlib
@@ -117,8 +118,8 @@ def systemd_reads_its_units():
             assert not told, "\n".join(told)
 
 
-TESTS = [(every_metric_is_served, None), (every_metric_of_a_node_is_documented, None), (the_dashboard_is_whole, None), (prometheus_reads_its_rules, "promtool"),
-         (prometheus_reads_the_dashboard, "promtool"), (systemd_reads_its_units, "systemd-analyze")]
+TESTS = [(every_metric_is_served, None), (every_metric_of_a_node_is_documented, None), (the_dashboard_is_whole, None),
+         (prometheus_reads_its_rules, "promtool"), (prometheus_reads_the_dashboard, "promtool"), (systemd_reads_its_units, "systemd-analyze")]
 
 
 def main():
