@@ -37,17 +37,19 @@ impl Drop for Scratch {
 
 #[test]
 fn the_default_queries_find_every_node() {
-    let is_there = Command::new("prometheus").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let is_there =
+        Command::new(prometheus_program()).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if !is_there.is_ok_and(|status| status.success()) {
         // Written past the test's capture: a test that did not run must be seen.
-        let _ = writeln!(std::io::stderr(), "SKIPPED {TEST}: no prometheus here");
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED {TEST}: no prometheus here, and RTC_PROMETHEUS names none that runs");
         assert!(std::env::var("CI").as_deref() != Ok("true"), "{TEST} must not be skipped where CI=true");
         return;
     }
     let Some(redis) = RedisServer::start(TEST) else { return };
     // The nodes stand alone; others tell Redis of them, and tell something else than what Prometheus will find.
     let _fleet = Fleet::start(&redis, &NODES);
-    let nodes = NODES.map(|name| node(name));
+    let nodes = NODES.map(node);
     let _load = nodes.each_ref().map(|(_, listen, _)| load(*listen));
     let scratch = Scratch(std::env::temp_dir().join(format!("rtc-prometheus-{}", std::process::id())));
     std::fs::create_dir_all(&scratch.0).unwrap();
@@ -67,6 +69,11 @@ fn the_default_queries_find_every_node() {
         }
     }
     assert!(balancer.metric("rtc_lb_prometheus_failures_total").abs() < f64::EPSILON, "{}", balancer.log());
+}
+
+/// The one that services.sh has found, else the system's.
+fn prometheus_program() -> String {
+    std::env::var("RTC_PROMETHEUS").unwrap_or_else(|_| "prometheus".to_owned())
 }
 
 /// A program of the workspace beside ours: built with it by a test of the whole workspace, else built now.
@@ -116,7 +123,7 @@ fn prometheus(dir: &Path, admins: &[SocketAddr]) -> (Process, String) {
     for _ in 0..5 {
         let addr = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut child = Process(
-            Command::new("prometheus")
+            Command::new(prometheus_program())
                 .arg(format!("--config.file={}", config.display()))
                 .arg(format!("--storage.tsdb.path={}", dir.join("data").display()))
                 .arg(format!("--web.listen-address={addr}"))
