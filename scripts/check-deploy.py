@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Whether what operators are given speaks of what exists: every metric named in deploy/ and docs/operations.md is one
-that a program serves, the dashboard is JSON with a panel for each of its places, Prometheus reads its rules, systemd its
-units. What a missing tool would check is SKIPPED by name. The last line is `N passed, N failed`."""
+"""Whether what operators are given speaks of what exists: every metric named in deploy/, docs/operations.md and the
+balancer's configuration is one that a program serves, docs/admin.md tells of each of a node's, the dashboard is JSON with
+a panel for each of its places, Prometheus reads its rules, systemd its units. What a missing tool would check is SKIPPED
+by name. The last line is `N passed, N failed`."""
 
 import json
 import pathlib
@@ -28,8 +29,11 @@ def sources(package):
 
 def node_metrics():
     """Those of the nodes stand in the sources as they are served: behind their kind, or as the name of a line."""
-    served = re.compile(r'(?:\b(?:Counter|Gauge)\s+|\.add(?:_histogram)?\(\s*)"(rtc_[a-z0-9_]+)"')
-    return {name for path in sources("server") for name in served.findall(program(path))}
+    served = re.compile(r'(?:\b(?:Counter|Gauge)\s+|\.add\(\s*)"(rtc_[a-z0-9_]+)"')
+    histogram = re.compile(r'\.add_histogram\(\s*"(rtc_[a-z0-9_]+)"')
+    texts = [program(path) for path in sources("server")]
+    series = {name + part for text in texts for name in histogram.findall(text) for part in ("_bucket", "_sum", "_count")}
+    return series | {name for text in texts for name in served.findall(text)}
 
 
 def balancer_metrics():
@@ -47,11 +51,18 @@ def every_metric_is_served():
     served = node_metrics() | balancer_metrics()
     # A source that is written differently must not turn this into a test of nothing.
     assert len(served) > 80, f"only {len(served)} metrics found in the sources: {sorted(served)}"
-    files = [path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file()] + [ROOT / "docs/operations.md"]
+    files = [path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file()] + [
+        ROOT / "docs/operations.md", ROOT / "config/balancer.example.toml", ROOT / "balancer/src/config.rs"]
     used = {(path.relative_to(ROOT), name) for path in files for name in METRIC.findall(path.read_text())}
     assert len(used) > 80, f"only {len(used)} uses found"
     unknown = sorted((str(path), name) for path, name in used if name not in served | NOT_METRICS)
     assert not unknown, "nothing serves " + ", ".join(f"{name} ({path})" for path, name in unknown)
+
+
+def every_metric_of_a_node_is_documented():
+    documented = set(METRIC.findall((ROOT / "docs/admin.md").read_text()))
+    missing = sorted(node_metrics() - documented)
+    assert not missing, "docs/admin.md does not tell of " + ", ".join(missing)
 
 
 def the_dashboard_is_whole():
@@ -107,8 +118,8 @@ def systemd_reads_its_units():
             assert not told, "\n".join(told)
 
 
-TESTS = [(every_metric_is_served, None), (the_dashboard_is_whole, None), (prometheus_reads_its_rules, "promtool"),
-         (prometheus_reads_the_dashboard, "promtool"), (systemd_reads_its_units, "systemd-analyze")]
+TESTS = [(every_metric_is_served, None), (every_metric_of_a_node_is_documented, None), (the_dashboard_is_whole, None),
+         (prometheus_reads_its_rules, "promtool"), (prometheus_reads_the_dashboard, "promtool"), (systemd_reads_its_units, "systemd-analyze")]
 
 
 def main():

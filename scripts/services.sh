@@ -5,6 +5,7 @@
 #   scripts/services.sh down                       ends both and removes their data
 #   scripts/services.sh status                     what serves; exit 0 when both do
 #   scripts/services.sh check                      one record through Kafka, one key through Redis
+#   scripts/services.sh prometheus                 gets Prometheus, starts none; prints RTC_PROMETHEUS=…
 #   scripts/services.sh pid redis|kafka            prints the process id
 #   scripts/services.sh kill redis|kafka           ends it at once, as a crash would
 #   scripts/services.sh start redis|kafka          starts it again: same port, same data
@@ -15,7 +16,7 @@
 # RTC_KAFKA (HOST:PORT) and RTC_REDIS (URL) name servers to use instead, KAFKA_HOME a Kafka to run instead of fetching one.
 # RTC_SERVICES_RUN names another directory for a second pair beside the first, such as one that a test may kill.
 #
-# Redis is the distribution's package, Kafka needs Java 17 and, to be fetched once, Maven. Where one cannot be had,
+# Redis and Prometheus are the distribution's packages, Kafka needs Java 17 and, to be fetched once, Maven. Where one cannot be had,
 # `up` says `SKIPPED: NAME: REASON`, goes on with the other, and exits 3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -43,32 +44,37 @@ reason=
 
 say() { echo "$*" >&2; }
 
-# --- Redis: where it comes from -------------------------------------------------------------------------------------
+# --- Redis and Prometheus: where they come from ---------------------------------------------------------------------
 
-# find_redis  Sets REDIS_SERVER: the system's, else installed by apt where we may, else unpacked under the cache.
-find_redis() {
-    if REDIS_SERVER=$(command -v redis-server); then return; fi
-    REDIS_SERVER=$CACHE/redis/usr/bin/redis-server
-    if [[ -x $REDIS_SERVER ]]; then return; fi
-    command -v apt-get >/dev/null || { reason="no redis-server on the PATH, and no apt-get to get it" && return 1; }
+find_redis() { find_program redis redis-server && REDIS_SERVER=$PROGRAM; }
+
+# find_program NAME PACKAGE  Sets PROGRAM to /usr/bin/PACKAGE: the system's, else installed by apt where we may, else
+# unpacked under the cache as NAME.
+find_program() {
+    if PROGRAM=$(command -v "$2"); then return; fi
+    PROGRAM=$CACHE/$1/usr/bin/$2
+    if [[ -x $PROGRAM ]]; then return; fi
+    command -v apt-get >/dev/null || { reason="no $2 on the PATH, and no apt-get to get it" && return 1; }
     if ((EUID == 0)); then
-        say "installing redis-server"
-        { apt_redis install --yes || { apt-get update && apt_redis install --yes; }; } >"$CACHE/apt.log" 2>&1 &&
-            REDIS_SERVER=$(command -v redis-server) && return
+        say "installing $2"
+        { apt_get "$2" install --yes || { apt-get update && apt_get "$2" install --yes; }; } >"$CACHE/apt.log" 2>&1 &&
+            PROGRAM=$(command -v "$2") && return
+        PROGRAM=$CACHE/$1/usr/bin/$2
     fi
-    say "unpacking redis-server in $CACHE/redis"
-    unpack_redis >"$CACHE/apt.log" 2>&1 || { reason="apt-get cannot get redis-server, see $CACHE/apt.log" && return 1; }
+    say "unpacking $2 in $CACHE/$1"
+    unpack "$1" "$2" >"$CACHE/apt.log" 2>&1 || { reason="apt-get cannot get $2, see $CACHE/apt.log" && return 1; }
 }
 
-apt_redis() {
-    DEBIAN_FRONTEND=noninteractive apt-get "$@" --no-install-recommends redis-server
+# apt_get PACKAGE VERB…
+apt_get() {
+    DEBIAN_FRONTEND=noninteractive apt-get "${@:2}" --no-install-recommends "$1"
 }
 
-# Needs no rights: the simulated installation names what this system lacks.
-unpack_redis() {
-    local packages scratch=$CACHE/redis.new package
-    packages=$(apt_redis install --simulate | awk '$1 == "Inst" { print $2 }')
-    rm -rf "$scratch" "$CACHE/redis" && mkdir -p "$scratch/packages"
+# unpack NAME PACKAGE  Needs no rights: the simulated installation names what this system lacks.
+unpack() {
+    local packages scratch=$CACHE/$1.new package
+    packages=$(apt_get "$2" install --simulate | awk '$1 == "Inst" { print $2 }')
+    rm -rf "$scratch" "${CACHE:?}/$1" && mkdir -p "$scratch/packages"
     # One package a word.
     # shellcheck disable=SC2086
     (cd "$scratch/packages" && apt-get download $packages) || return 1
@@ -76,7 +82,7 @@ unpack_redis() {
         dpkg -x "$package" "$scratch" || return 1
     done
     # Only a whole one gets the name.
-    [[ -x $scratch/usr/bin/redis-server ]] && mv "$scratch" "$CACHE/redis"
+    [[ -x $scratch/usr/bin/$2 ]] && mv "$scratch" "$CACHE/$1"
 }
 
 # --- Kafka: where it comes from -------------------------------------------------------------------------------------
@@ -349,6 +355,17 @@ check() {
     echo "kafka: a record was produced and consumed"
 }
 
+# The program alone: who needs one starts it.
+provide_prometheus() {
+    local program=${RTC_PROMETHEUS:-}
+    if [[ -z $program ]]; then
+        lock
+        find_program prometheus prometheus || { say "SKIPPED: prometheus: $reason" && return $EXIT_UNAVAILABLE; }
+        program=$PROGRAM
+    fi
+    echo "RTC_PROMETHEUS=$program"
+}
+
 # ours NAME  Ends the script unless NAME is a server that we run.
 ours() {
     local value
@@ -365,6 +382,7 @@ start_again() {
 verb=${1:-}
 case $verb in
 up | down | status | check) "$verb" ;;
+prometheus) provide_prometheus ;;
 pid) ours "${2:-}" && pid_of "$2" ;;
 kill) ours "${2:-}" && lock && end "$2" KILL ;;
 start) ours "${2:-}" && lock && start_again "$2" ;;

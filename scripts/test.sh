@@ -94,6 +94,19 @@ services() {
     [[ ${CI:-} != true ]] || ((status == 0))
 }
 
+# The program alone: the test that needs one starts it itself and finds it by RTC_PROMETHEUS.
+find_prometheus() {
+    local status=0
+    scripts/services.sh prometheus >"$SCRATCH/prometheus.out" 2>"$SCRATCH/prometheus.err" || status=$?
+    if ((status == SERVICES_UNAVAILABLE)) && [[ ${CI:-} != true ]]; then
+        skip "$(sed -n 's/^SKIPPED: //p' "$SCRATCH/prometheus.err")"
+        return
+    fi
+    ((status == 0)) || { cat "$SCRATCH/prometheus.err" && return 1; }
+    cat "$SCRATCH/prometheus.out"
+    export "$(<"$SCRATCH/prometheus.out")"
+}
+
 services_down() {
     [[ $services_ours == no ]] || scripts/services.sh down || true
 }
@@ -158,6 +171,7 @@ if has_component fmt rustfmt; then step "cargo fmt" format; else skip "cargo fmt
 if has_component clippy clippy; then step "cargo clippy" lint; else skip "cargo clippy: no clippy component"; fi
 if command -v python3 >/dev/null; then step "deploy" check_deploy; else skip "deploy: no python3"; fi
 step "redis and kafka" services
+step "prometheus" find_prometheus
 step "cargo test" unit_tests
 step "release build" build_release
 step "p2p load test, 500 msg/s" load_test

@@ -304,7 +304,7 @@ fn figures(
             active_conn: sum(|shard| shard.connections.value()),
             load: vitals.load(),
             mps,
-            p95_latency_ms: 0.0,
+            p95_latency_ms: vitals.p95_latency_ms(),
             kafka_topic_lag_latency_ms: lag.as_secs_f64() * 1000.0,
             ring_version: ring.load().map(|ring| ring.version()),
         }

@@ -4,6 +4,10 @@ use std::fmt::{Display, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+mod latency;
+
+pub use latency::{BOUNDS_MS, Latencies, Latency};
+
 /// A number with one writer: plain load and store, no locked instruction.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -78,6 +82,20 @@ impl Page {
         }
     }
 
+    /// Adds a histogram of what took milliseconds, in seconds.
+    pub fn add_histogram(&mut self, metric: &str, help: &str, all: &Latencies) {
+        metric.clone_into(&mut self.current);
+        let _ = write!(self.text, "# HELP {metric} {help}\n# TYPE {metric} histogram\n");
+        let mut count = 0u64;
+        let bounds = BOUNDS_MS.iter().map(|ms| format!("{}.{:03}", ms / 1000, ms % 1000));
+        for (of_bucket, bound) in all.counts.iter().zip(bounds.chain(["+Inf".to_owned()])) {
+            count = count.wrapping_add(*of_bucket);
+            let _ = writeln!(self.text, "{metric}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let (seconds, millis) = (all.sum_ms / 1000, all.sum_ms % 1000);
+        let _ = writeln!(self.text, "{metric}_sum {seconds}.{millis:03}\n{metric}_count {count}");
+    }
+
     /// The whole page.
     pub fn into_text(self) -> String {
         self.text
@@ -90,6 +108,8 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub struct Counters {
             $(#[doc = $help] pub $field: Counter,)*
+            /// How long live deliveries took: a histogram, not one of [`DESCRIPTIONS`].
+            pub delivery_latency: Latency,
         }
 
         /// Name, labels, kind and help of every number in [`Counters`], in the order of [`Counters::values`].
@@ -191,5 +211,28 @@ mod tests {
         explained.dedup();
         assert_eq!(explained.len(), count, "the numbers of one metric do not stand together");
         assert_eq!(text.lines().filter(|line| !line.starts_with('#')).count(), DESCRIPTIONS.len());
+    }
+
+    #[test]
+    fn a_histogram_is_cumulative_and_in_seconds() {
+        let shard = Arc::new(Counters::default());
+        for ms in [0, 1, 1500, 90_000] {
+            shard.delivery_latency.record(ms);
+        }
+        let mut page = Page::default();
+        page.add_histogram("some_seconds", "Some.", &Latencies::of(&[shard]));
+        let text = page.into_text();
+        assert!(text.starts_with("# HELP some_seconds Some.\n# TYPE some_seconds histogram\n"));
+        for line in [
+            "some_seconds_bucket{le=\"0.001\"} 2",
+            "some_seconds_bucket{le=\"1.024\"} 2",
+            "some_seconds_bucket{le=\"1.536\"} 3",
+            "some_seconds_bucket{le=\"65.536\"} 3",
+            "some_seconds_bucket{le=\"+Inf\"} 4",
+            "some_seconds_sum 91.501",
+            "some_seconds_count 4",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+        }
     }
 }

@@ -124,7 +124,7 @@ impl Node {
         let settings = Arc::new(settings);
         let shared = Arc::new(Shared::default());
         let counters: Vec<_> = (0..shards.get()).map(|_| Arc::new(Counters::default())).collect();
-        let vitals = Vitals::start().map_err(StartError::Vitals)?;
+        let vitals = Vitals::start(counters.clone()).map_err(StartError::Vitals)?;
         let drain = Drain::default();
         let drains = Arc::new(OnceLock::<Handle>::new());
         let cluster = match cluster {

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use serde::Serialize;
 
 use crate::drain::Phase;
-use crate::metrics::{Kind, Page};
+use crate::metrics::{Kind, Latencies, Page};
 use crate::protocol::ClientId;
 use crate::shard::Driver;
 use crate::shard::handover::ClientView;
@@ -188,6 +188,12 @@ pub(super) fn metrics(office: &Office) -> Response {
     let node = &office.node;
     let mut page = Page::default();
     page.add_counters(node.counters());
+    page.add_histogram(
+        "rtc_socket_delivery_latency_seconds",
+        "Time from a message's acceptance, here or at another node by its clock, until it was written to its recipient's \
+         socket. Without replays: what a store gave back, or what was written before.",
+        &Latencies::of(node.counters()),
+    );
     if let Some(links) = node.links() {
         links.add_to(&mut page);
     }

@@ -758,7 +758,7 @@ impl World {
         }
         if !is_cut {
             dispatcher.with_session(session, |session, store, limits, answers, now_ms| {
-                session.on_written(store, now_ms, answers);
+                session.on_written(store, now_ms, answers, |_| ());
                 session.read_on_if_room(store, limits, now_ms);
             });
         }

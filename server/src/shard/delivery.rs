@@ -131,8 +131,9 @@ impl State {
 
     /// The frames that a session's write carried are out.
     pub(super) fn on_session_written(&mut self, key: Key) {
+        let latency = &self.counters.delivery_latency;
         self.dispatch.with_session(key, |session, store, limits, answers, now_ms| {
-            session.on_written(store, now_ms, answers);
+            session.on_written(store, now_ms, answers, |ms| latency.record(ms));
             session.read_on_if_room(store, limits, now_ms);
         });
         self.settle_dispatch();

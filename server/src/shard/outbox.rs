@@ -37,6 +37,8 @@ pub struct Entry {
     /// True while the sender waits for its ack.
     pub wants_ack: bool,
     is_acked: bool,
+    // It came just now, and has not been written before: no replay.
+    is_live: bool,
     frame_bytes: u32,
 }
 
@@ -97,6 +99,7 @@ impl Outbox {
         let before = self.frames.len();
         envelope.write_frame(&mut self.frames, entry.offset);
         entry.frame_bytes = frame_bytes(self.frames.len() - before);
+        entry.is_live = true;
         self.entries.push_back(entry);
     }
 
@@ -131,8 +134,11 @@ impl Outbox {
         self.sent_at = end;
     }
 
-    /// All that was taken has been written.
-    pub fn mark_written(&mut self) {
+    /// All that was taken has been written; `delivered` hears when each of it that is no replay was accepted.
+    pub fn mark_written(&mut self, mut delivered: impl FnMut(u64)) {
+        for entry in self.entries.iter().take(self.sent).skip(self.written).filter(|entry| entry.is_live) {
+            delivered(entry.ts_ms);
+        }
         self.written = self.sent;
     }
 
@@ -264,6 +270,7 @@ impl Outbox {
 
     /// All that is here goes out again, over another connection.
     pub fn rewind(&mut self) {
+        self.entries.iter_mut().take(self.sent).for_each(|entry| entry.is_live = false);
         self.sent = 0;
         self.written = 0;
         self.sent_at = self.start;
@@ -315,6 +322,7 @@ impl Entry {
             origin: Origin::NOBODY,
             wants_ack: false,
             is_acked: false,
+            is_live: false,
             frame_bytes: 0,
         }
     }

@@ -695,11 +695,19 @@ impl Session {
         }
     }
 
-    /// All that was taken has been written. `answers` gets what senders learn of it.
-    pub fn on_written(&mut self, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
+    /// All that was taken has been written. `answers` gets what senders learn of it, `delivered` how many milliseconds
+    /// each message that is no replay was on its way.
+    pub fn on_written(
+        &mut self,
+        store: &mut impl Store,
+        now_ms: u64,
+        answers: &mut Answers,
+        mut delivered: impl FnMut(u64),
+    ) {
         let receiver_acks = self.receiver_acks;
         if let Some(delivery) = self.delivery.as_deref_mut() {
-            delivery.outbox.mark_written();
+            // Another node's clock may be ahead.
+            delivery.outbox.mark_written(|accepted_ms| delivered(now_ms.saturating_sub(accepted_ms)));
             if !receiver_acks {
                 self.finish(store, now_ms, AckStatus::Sent, answers, |outbox| outbox.pop_done(false));
             }

@@ -54,6 +54,8 @@ struct World {
     sent: Vec<String>,
     accepted: Vec<String>,
     answered: std::collections::HashMap<String, Vec<AckStatus>>,
+    // How long each live message was on its way.
+    delivered: Vec<u64>,
 }
 
 impl World {
@@ -71,6 +73,7 @@ impl World {
             sent: Vec::new(),
             accepted: Vec::new(),
             answered: std::collections::HashMap::new(),
+            delivered: Vec::new(),
         }
     }
 
@@ -133,7 +136,8 @@ impl World {
         }
         self.client_reads();
         if let Some(session) = &mut self.session {
-            session.on_written(&mut self.store, self.now_ms, &mut self.answers);
+            let delivered = &mut self.delivered;
+            session.on_written(&mut self.store, self.now_ms, &mut self.answers, |ms| delivered.push(ms));
             session.read_on_if_room(&mut self.store, LIMITS, self.now_ms);
         }
         self.collect_answers();
@@ -417,4 +421,29 @@ fn a_position_that_is_gone_or_unknown_is_said_to_be() {
     assert_eq!(store.expire(STARTED_MS + 30, 10), 1);
     assert!(!check(&mut store, Some(offset::at(STARTED_MS + 5)), STARTED_MS + 40), "expired behind this position");
     assert!(check(&mut store, Some(offset::at(STARTED_MS + 35)), STARTED_MS + 40));
+}
+
+#[test]
+fn live_deliveries_are_timed_once_and_replays_never() {
+    let mut world = World::new(true);
+    world.connect(false);
+    world.send("m0");
+    world.now_ms += 30;
+    world.send("m1");
+    world.write(true);
+    assert_eq!(world.delivered, [30, 0]);
+    world.write(true);
+    // A client that has lost its position gets again what was never acknowledged.
+    world.connect(true);
+    world.write(true);
+    assert_eq!((world.delivered.len(), world.unacked.len()), (2, 2));
+    // One that returns with its position has acknowledged all of it.
+    world.connect(false);
+    world.write(true);
+    assert_eq!((world.delivered.len(), world.unacked.len()), (2, 0));
+    // Accepted by a clock that is ahead.
+    world.send("m2");
+    world.now_ms -= 5;
+    world.write(true);
+    assert_eq!(world.delivered, [30, 0, 0]);
 }
