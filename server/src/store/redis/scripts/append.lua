@@ -68,15 +68,22 @@ if length > 0 then
 end
 
 local count = (#ARGV - 10) / 3
-local seen = {}
-if length > 0 then
-    for _, entry in ipairs(redis.call('XREVRANGE', buf, '+', '-', 'COUNT', text(REPEAT_WINDOW + count))) do
-        local message = decode(entry)
-        local identity = message and string.match(message.meta, '^%d+')
-        if identity and not seen[identity] then
-            seen[identity] = message.offset
+-- Where messages of this call go, and where those kept last stand: by identity. The latter are read when one is asked for;
+-- a holder's next messages in order never are, and they are many when a client catches up.
+local placed, seen = {}, nil
+local function find_repeat(identity)
+    if not seen then
+        seen = {}
+        local entries = length > 0 and redis.call('XREVRANGE', buf, '+', '-', 'COUNT', text(REPEAT_WINDOW + count)) or {}
+        for _, entry in ipairs(entries) do
+            local message = decode(entry)
+            local known = message and string.match(message.meta, '^%d+')
+            if known and not seen[known] then
+                seen[known] = message.offset
+            end
         end
     end
+    return placed[identity] or seen[identity]
 end
 
 local kept_before = session.kept
@@ -98,7 +105,7 @@ for at = 11, #ARGV, 3 do
         local message = entry and decode(entry)
         is_done = message and string.match(message.meta, '^%d+') == identity
     end
-    local seen_at = (is_free or is_below or not is_given) and seen[identity]
+    local seen_at = (is_free or is_below or not is_given) and find_repeat(identity)
     if is_done then
         answer = offset
     elseif seen_at then
@@ -113,7 +120,7 @@ for at = 11, #ARGV, 3 do
             return { REFUSED, expired, malformed }
         end
         answer, kept, last = offset, offset, math.max(last, offset)
-        seen[identity] = offset
+        placed[identity] = offset
         new[#new + 1] = { text(offset) .. '-0', meta, body }
         bytes = bytes + #body + OVERHEAD_BYTES
         latest = math.max(latest, tonumber(string.match(meta, '%d+$')))
