@@ -3,7 +3,7 @@
 #
 #   scripts/bench-cluster.sh [--rows LIST] [--seconds 60] [--rate 10000] [--fault-rate 5000] [--keep FILE]
 #
-# LIST names rows, with commas between: p2p,churn,latency,kill-node,kill-kafka,stop-kafka,kill-redis,stop-redis,claims,live
+# LIST names rows, with commas between: p2p,churn,latency,kill-node,kill-kafka,stop-kafka,kill-redis,stop-redis,claims,live,overhead
 # (all of them by default). --seconds is the length of each run, and a short one will do to see that it works.
 # --keep adds the runs to a file of earlier ones, and the table shows all that it has: rows can be run one by one.
 #
@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/processes.sh
 
-ROWS=p2p,churn,latency,kill-node,kill-kafka,stop-kafka,kill-redis,stop-redis,claims,live
+ROWS=p2p,churn,latency,kill-node,kill-kafka,stop-kafka,kill-redis,stop-redis,claims,live,overhead
 PAYLOAD=200
 CONNECTIONS=200
 # Crossing against local delivery.
@@ -28,6 +28,9 @@ PROBE_SECONDS=10
 # From opening to the moment at which nobody logs in any more.
 SETTLE_SECONDS=5
 CLAIMS=200000
+# What a node does though nobody sends: with so many sessions, its metrics read so often.
+IDLE_SESSIONS=10000
+SCRAPE_SECONDS=5
 GENERATOR_NICE=-10
 EXIT_VOID=3
 
@@ -287,6 +290,37 @@ row_live() {
     start_nodes a b
     live_calls quiet 1
     live_calls busy "$LATENCY_RATE"
+    stop_nodes
+}
+
+# sessions ADMIN  Prints how many clients are logged in, by the metrics of a node.
+sessions() {
+    curl --silent --fail "http://$1/metrics" | awk '$1 == "rtc_socket_sessions" { print $2 }'
+}
+
+# Heartbeats, leases, pings and the metrics that are read are all that the node does then.
+row_overhead() {
+    local generator admin before after scrapes=0
+    start_nodes a
+    admin=$(ready_field admin)
+    echo "overhead: $IDLE_SESSIONS silent sessions" >&2
+    "$TARGET_DIR/release/rtc-loadtest" idle --url "$URLS" --connections "$IDLE_SESSIONS" --quiet --json "$REPORT" \
+        --duration "$((seconds + 6 * SETTLE_SECONDS))s" >&2 &
+    generator=$!
+    until (($(sessions "$admin") >= IDLE_SESSIONS)); do
+        kill -0 "$generator" 2>/dev/null || { echo "not all sessions were opened" >&2 && return 1; }
+        sleep 0.2
+    done
+    sleep "$SETTLE_SECONDS"
+    before=$(cpu_us "${NODE_PIDS[@]}")
+    while ((scrapes * SCRAPE_SECONDS < seconds)); do
+        sessions "$admin" >"$SCRATCH/sessions"
+        sleep "$SCRAPE_SECONDS"
+        scrapes=$((scrapes + 1))
+    done
+    after=$(cpu_us "${NODE_PIDS[@]}")
+    note overhead "{\"sessions\": $(<"$SCRATCH/sessions"), \"seconds\": $((scrapes * SCRAPE_SECONDS)), \"cpu_us\": $((after - before))}"
+    wait "$generator"
     stop_nodes
 }
 

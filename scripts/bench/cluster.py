@@ -46,6 +46,8 @@ def table(results):
             row(what, result, recovery(result, served and served["note"]["ready_s"]))
     for result in notes.get("claims", []):
         print(f"| session claims, pipelined, without sockets | {result['note']['per_s']:,}/s |")
+    for result in notes.get("overhead", []):
+        overhead(result["note"])
     commands(notes.get("live quiet", []), notes.get("live busy", []), reports.get("live busy", []))
 
 
@@ -111,6 +113,14 @@ def added_latency(local, cross):
             f"| latency added by a crossing, {quantile}, {rate:,.0f}/s, {len(cross)} rounds "
             f"| **{there - here:.1f} ms** ({there:.1f} ms crossing, {here:.1f} ms local) |"
         )
+
+
+def overhead(note):
+    share = note["cpu_us"] / 1e6 / note["seconds"]
+    print(
+        f"| CPU of a node with {note['sessions']:,} silent sessions: heartbeats, leases, pings, metrics read every 5 s "
+        f"| **{share:.2%}** of one processor over {note['seconds']} s |"
+    )
 
 
 def commands(quiet, busy, reports):
