@@ -42,7 +42,7 @@ const TROUBLE_MS: u64 = 40_000;
 const PEACE_MS: u64 = 200_000;
 const UNFINISHED_MAX: usize = 200;
 
-const RULES: Rules = Rules {
+pub(super) const RULES: Rules = Rules {
     session: SessionLimits {
         outbox: OutboxLimits { bytes: 6_000, messages: 12 },
         ack_wait_ms: 1_000,

@@ -5,35 +5,22 @@ use std::sync::Arc;
 use ring::{NodeId, SharedRing};
 
 use super::dispatcher::with_arrival;
+use super::simulation::RULES;
 use super::waiting::pair;
-use super::{Dispatcher, Now, Rules};
+use super::{Dispatcher, Now};
 use crate::bus::record::node_mark;
 use crate::bus::{Address, Arrived, Holder, Record, RecordRef};
 use crate::metrics::Counters;
-use crate::protocol::{AckStatus, ClientId, PayloadField};
+use crate::protocol::{ClientId, PayloadField};
 use crate::shard::handover::Posted;
 use crate::shard::origin::Origin;
 use crate::shard::session::{Newcomer, Wishes};
 use crate::shard::slab::Key;
-use crate::shard::{OutboxLimits, SessionLimits};
 use crate::store::request::{StoreAnswer, StoreRequest, Ticket};
 use crate::store::{AnyStore, RemoteStore};
 
 const NOW_MS: u64 = 1_800_000_000_000;
 const SENDER: u64 = 11;
-const RULES: Rules = Rules {
-    session: SessionLimits {
-        outbox: OutboxLimits { bytes: 6_000, messages: 12 },
-        ack_wait_ms: 1_000,
-        kept_status: AckStatus::Stored,
-    },
-    message_ttl_ms: 3_600_000,
-    claim_wait_ms: 2_000,
-    takeover_wait_ms: 20_000,
-    ceiling_ms: 60_000,
-    lanes: 3,
-};
-
 fn address(name: &str) -> Address {
     Address { node: NodeId::new(name).unwrap(), incarnation: 1, shard: 0 }
 }

@@ -81,28 +81,17 @@ impl ModelStore {
     /// Does what `request` of this life of `node` asks for.
     pub fn apply(&mut self, node: &NodeId, incarnation: u64, request: &StoreRequest, now_ms: u64) -> StoreAnswer {
         let caller = Caller { node, incarnation };
-        let (client, is_known) = match request {
-            StoreRequest::Claim { client, .. }
-            | StoreRequest::Release { client, .. }
-            | StoreRequest::Append { client, .. }
-            | StoreRequest::Page { client, .. }
-            | StoreRequest::Trim { client, .. }
-            | StoreRequest::Remove { client, .. } => {
-                let is_known = self.clients.get(client).is_some_and(Client::is_known);
-                let creates = matches!(
-                    request,
-                    StoreRequest::Claim { .. } | StoreRequest::Release { .. } | StoreRequest::Append { .. }
-                );
-                if !is_known && !creates {
-                    return if matches!(request, StoreRequest::Page { .. }) {
-                        StoreAnswer::Page(Vec::new())
-                    } else {
-                        StoreAnswer::Done
-                    };
-                }
-                (self.clients.entry(client.clone()).or_default(), is_known)
-            }
-        };
+        let is_known = self.clients.get(request.client()).is_some_and(Client::is_known);
+        let creates =
+            matches!(request, StoreRequest::Claim { .. } | StoreRequest::Release { .. } | StoreRequest::Append { .. });
+        if !is_known && !creates {
+            return if matches!(request, StoreRequest::Page { .. }) {
+                StoreAnswer::Page(Vec::new())
+            } else {
+                StoreAnswer::Done
+            };
+        }
+        let client = self.clients.entry(request.client().clone()).or_default();
         match request {
             StoreRequest::Claim { generation, kind, ceiling, .. } => {
                 client.claim(caller, *generation, *kind, *ceiling, is_known)

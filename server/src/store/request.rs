@@ -74,6 +74,20 @@ pub enum StoreRequest {
     },
 }
 
+impl StoreRequest {
+    /// Whose session or buffer it is about.
+    pub fn client(&self) -> &ClientId {
+        match self {
+            Self::Claim { client, .. }
+            | Self::Release { client, .. }
+            | Self::Append { client, .. }
+            | Self::Page { client, .. }
+            | Self::Trim { client, .. }
+            | Self::Remove { client, .. } => client,
+        }
+    }
+}
+
 /// How a claim is to be judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimKind {

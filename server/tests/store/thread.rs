@@ -52,6 +52,8 @@ fn keeps_all(server: &mut RedisServer, messages: u64, mut disturb: impl FnMut(&m
         assert_eq!(kept, expected, "kept once, in order");
     }
     assert!(running.counters.retried.value() > 0, "nothing was disturbed");
+    let counters = Arc::clone(&running.counters);
+    eventually("the gauge says that all is answered", || counters.unanswered.value() == 0);
 }
 
 #[test]

@@ -30,14 +30,7 @@ pub(super) struct Job {
 
 impl Job {
     pub(super) fn client(&self) -> &ClientId {
-        match &self.request {
-            StoreRequest::Claim { client, .. }
-            | StoreRequest::Release { client, .. }
-            | StoreRequest::Append { client, .. }
-            | StoreRequest::Page { client, .. }
-            | StoreRequest::Trim { client, .. }
-            | StoreRequest::Remove { client, .. } => client,
-        }
+        self.request.client()
     }
 
     /// True if it may be done at once with others of its client. Who holds the client changes, and is read from, alone.
@@ -51,16 +44,12 @@ impl Job {
 
 /// What a request costs while it is not answered.
 pub(super) fn bytes_of(request: &StoreRequest) -> usize {
-    let (client, messages) = match request {
-        StoreRequest::Append { client, messages, .. } => (client, messages.as_slice()),
-        StoreRequest::Claim { client, .. }
-        | StoreRequest::Release { client, .. }
-        | StoreRequest::Page { client, .. }
-        | StoreRequest::Trim { client, .. }
-        | StoreRequest::Remove { client, .. } => (client, &[][..]),
+    let messages = match request {
+        StoreRequest::Append { messages, .. } => messages.as_slice(),
+        _ => &[],
     };
     let bytes: usize = messages.iter().map(|message| message.body.len() + MESSAGE_OVERHEAD_BYTES).sum();
-    REQUEST_OVERHEAD_BYTES + client.as_str().len() + bytes
+    REQUEST_OVERHEAD_BYTES + request.client().as_str().len() + bytes
 }
 
 /// What waits to be sent.

@@ -312,7 +312,6 @@ impl Worker {
         {
             self.take(job);
         }
-        self.shared.counters.unanswered.set(self.unanswered as u64);
     }
 
     fn take(&mut self, job: Job) {
@@ -321,6 +320,7 @@ impl Worker {
     }
 
     fn send(&mut self) -> Result<(), RedisError> {
+        self.shared.counters.unanswered.set(self.unanswered as u64);
         // What failed goes first, when all that is under way has come back.
         if self.has_failed() {
             return Ok(());
