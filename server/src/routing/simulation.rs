@@ -15,8 +15,7 @@ use ring::{NodeId, Ring, RingVersion, SharedRing, Weight};
 use sonic_rs::JsonValueTrait;
 use websocket::{Decoder, Event, Role};
 
-use super::dispatcher::Arrival;
-use super::{Dispatcher, Now, Rules};
+use super::{Arrival, Dispatcher, Now, Rules};
 use crate::bus::{Address, Arrived, Lane, Parcel, Record, RecordRef};
 use crate::metrics::Counters;
 use crate::protocol::{AckStatus, ClientId, Envelope, PayloadField};
