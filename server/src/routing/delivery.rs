@@ -13,8 +13,8 @@ use crate::shard::slab::Key;
 use crate::store::{AnyStore, Appended, BufferFull, Room, Store};
 
 use super::arrival::Arrival;
+use super::claim::Claim;
 use super::dispatcher::{Dispatcher, Outcome};
-use super::login::Claim;
 use super::relay::HOPS_MAX;
 use super::waiting::{Held, Why};
 

@@ -3,7 +3,7 @@
 //! This is the state, what is left behind for whoever drives it, and its clock. What happens to it is told by the other
 //! modules: a message finds its recipient's session here (`delivery`), or goes to the node where a hint or the ring says
 //! it is (`relay`), or is kept in the store (`look_up`). Whatever must wait first waits in one queue per source and
-//! recipient (`queues`), so that nothing overtakes anything (`fences`).
+//! recipient (`queues`), so that nothing overtakes anything (`fences`). `login` is where a session's life begins.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use crate::metrics::Counters;
 use crate::protocol::{AckStatus, ErrorCode};
 use crate::shard::answers::Answers;
 use crate::shard::origin::Origin;
-use crate::shard::session::{Right, Session, Start};
+use crate::shard::session::{Session, Start};
 use crate::shard::slab::{Key, Round, Slab};
 use crate::shard::{Disconnect, SessionLimits};
 use crate::store::request::{StoreAnswer, StoreRequest, Ticket, Whom};
 use crate::store::{AnyStore, BufferFull};
 
+use super::claim::Claim;
 use super::fences::PassingFence;
-use super::login::Claim;
 use super::paths::Paths;
 use super::relay::Produced;
 use super::waiting::{Placing, Waiting};
@@ -186,16 +186,6 @@ impl Dispatcher {
         self.ring.load().map_or(0, |ring| ring.version().get())
     }
 
-    /// The sessions.
-    pub fn sessions(&self) -> &Slab<Session> {
-        &self.sessions
-    }
-
-    /// One session.
-    pub fn session_mut(&mut self, key: Key) -> Option<&mut Session> {
-        self.sessions.get_mut(key)
-    }
-
     /// The store of a node that runs alone.
     pub fn local_store(&mut self) -> Option<&mut crate::store::LocalStore> {
         match &mut self.store {
@@ -235,13 +225,6 @@ impl Dispatcher {
         matches!(&self.store, AnyStore::Remote(remote) if !remote.requests.is_empty())
     }
 
-    /// The session of a client that is logged in here.
-    pub fn find_session(&self, hash: u64, client: &str) -> Option<Key> {
-        let is_it = |index: &u32| self.sessions.at(*index).is_some_and(|(_, session)| session.id().as_str() == client);
-        let index = *self.by_client.find(hash, is_it)?;
-        self.sessions.at(index).map(|(key, _)| key)
-    }
-
     /// The other node that owns a session's client by the ring.
     pub fn owner_elsewhere(&mut self, key: Key) -> Option<NodeId> {
         let hash = self.sessions.get(key)?.hash();
@@ -261,22 +244,6 @@ impl Dispatcher {
         ts_ms.saturating_add(ttl_ms)
     }
 
-    /// By what right the session acts.
-    pub fn right(&self, key: Key) -> Right {
-        if self.store.is_local() {
-            return Right::UNBOUNDED;
-        }
-        self.claim(key).map_or(Right { ceiling: 0, is_claimed: false }, Claim::right)
-    }
-
-    /// From here on what the session asks of the store is asked in its name.
-    pub(super) fn act_for(&mut self, key: Key) {
-        if !self.store.is_local() {
-            let generation = self.claim(key).map_or(0, |claim| claim.generation);
-            self.store.act_for(Ticket::session(key), generation);
-        }
-    }
-
     /// The store has answered.
     pub fn on_store(&mut self, ticket: Ticket, answer: StoreAnswer) {
         match ticket.whom() {
@@ -287,23 +254,13 @@ impl Dispatcher {
         }
     }
 
-    /// Lets a session do something that may concern the store and its senders.
-    pub fn with_session<R>(
-        &mut self,
-        key: Key,
-        work: impl FnOnce(&mut Session, &mut AnyStore, SessionLimits, &mut Answers, u64) -> R,
-    ) -> Option<R> {
-        self.act_for(key);
-        let session = self.sessions.get_mut(key)?;
-        Some(work(session, &mut self.store, self.rules.session, &mut self.answers, self.now.wall_ms))
-    }
-
     /// What time alone brings about. To be called some times a second.
     pub fn tick(&mut self) {
         if self.store.is_local() {
             return;
         }
         self.tick_logins();
+        self.tick_claims();
         self.tick_fences();
         self.tick_relayed();
         self.tick_queues();

@@ -5,6 +5,7 @@ use crate::shard::origin::Origin;
 use crate::shard::recent::identity;
 
 use super::arrival::with_arrival;
+use super::claim::Claim;
 use super::dispatcher::Dispatcher;
 
 impl Dispatcher {
@@ -50,7 +51,7 @@ impl Dispatcher {
             Record::Nudge { client } => {
                 let hash = self.hash_of(&client);
                 if let Some(key) = self.find_session(hash, &client)
-                    && self.claim(key).is_some_and(super::login::Claim::takes_messages)
+                    && self.claim(key).is_some_and(Claim::takes_messages)
                 {
                     self.look_again(key);
                 }
