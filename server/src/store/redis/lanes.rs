@@ -26,6 +26,8 @@ pub(super) struct Job {
     pub(super) request: StoreRequest,
     pub(super) bytes: usize,
     pub(super) attempts: u32,
+    /// Its messages go to the server by themselves: together with others' they were refused.
+    pub(super) is_alone: bool,
 }
 
 impl Job {
@@ -38,6 +40,19 @@ impl Job {
         match self.request {
             StoreRequest::Append { .. } | StoreRequest::Trim { .. } | StoreRequest::Remove { .. } => true,
             StoreRequest::Claim { .. } | StoreRequest::Release { .. } | StoreRequest::Page { .. } => false,
+        }
+    }
+}
+
+impl Job {
+    /// True if the messages of both can be kept in one call. One call is judged as a whole, and costs a third of two.
+    fn goes_in_one_call_with(&self, other: &Self) -> bool {
+        match (&self.request, &other.request) {
+            (
+                StoreRequest::Append { author, room, .. },
+                StoreRequest::Append { author: others_author, room: others_room, .. },
+            ) => author == others_author && room == others_room && !self.is_alone && !other.is_alone,
+            _ => false,
         }
     }
 }
@@ -113,39 +128,56 @@ impl Lanes {
 pub(super) struct Group {
     pub(super) jobs: Vec<Job>,
     pub(super) bytes: usize,
-    // How many replies each job has.
-    replies: Vec<usize>,
+    calls: Vec<Call>,
+}
+
+/// What the server does for the next `jobs` of a group, and in how many replies it tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Call {
+    jobs: usize,
+    replies: usize,
+}
+
+/// How many of these jobs each call is for.
+fn calls(jobs: &[Job]) -> impl Iterator<Item = usize> + '_ {
+    jobs.chunk_by(Job::goes_in_one_call_with).map(<[Job]>::len)
 }
 
 impl Group {
     /// Appends the commands to `pack`: several requests as one transaction. What the server is short of is then judged
     /// once for all of them.
     pub(super) fn write(jobs: Vec<Job>, caller: &Caller, pack: &mut Pack) -> Self {
-        let is_transaction = jobs.len() > 1;
+        let is_transaction = calls(&jobs).nth(1).is_some();
         if is_transaction {
             pack.command(&["MULTI"]);
         }
-        let replies = jobs.iter().map(|job| caller.write(&job.request, pack)).collect();
+        let mut rest = jobs.iter();
+        let calls = calls(&jobs)
+            .map(|count| {
+                let requests = rest.by_ref().take(count).map(|job| &job.request);
+                Call { jobs: count, replies: caller.write_together(requests, pack) }
+            })
+            .collect();
         if is_transaction {
             pack.command(&["EXEC"]);
         }
-        Self { bytes: jobs.iter().map(|job| job.bytes).sum(), jobs, replies }
+        Self { bytes: jobs.iter().map(|job| job.bytes).sum(), jobs, calls }
     }
 
-    /// Reads what became of each request, in order.
+    /// Reads what became of the requests, in order: of how many together, and what.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub(super) fn read(&self, link: &mut Link) -> Result<Vec<Result<Value, RedisError>>, RedisError> {
-        let count = self.replies.iter().sum();
-        let mut replies = if self.jobs.len() > 1 {
+    pub(super) fn read(&self, link: &mut Link) -> Result<Vec<(usize, Result<Value, RedisError>)>, RedisError> {
+        let count = self.calls.iter().map(|call| call.replies).sum();
+        let mut replies = if self.calls.len() > 1 {
             read_transaction(link, count)?
         } else {
             let replies: Result<Vec<_>, _> = (0..count).map(|_| read_one(link)).collect();
             replies?
         }
         .into_iter();
-        Ok(self.replies.iter().map(|count| together(&mut replies, *count)).collect())
+        Ok(self.calls.iter().map(|call| (call.jobs, together(&mut replies, call.replies))).collect())
     }
 }
 
@@ -190,12 +222,13 @@ fn read_transaction(link: &mut Link, count: usize) -> Result<Vec<Result<Value, R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::request::ClaimKind;
+    use crate::store::Room;
+    use crate::store::request::{Author, ClaimKind};
 
     fn trim(client: &str, ticket: u64) -> Job {
         let client = ClientId::try_from(client).unwrap();
         let request = StoreRequest::Trim { client, generation: 1, offset: 1 };
-        Job { shard: 0, ticket: Ticket(ticket), bytes: bytes_of(&request), request, attempts: 0 }
+        Job { shard: 0, ticket: Ticket(ticket), bytes: bytes_of(&request), request, attempts: 0, is_alone: false }
     }
 
     fn claim(client: &str, ticket: u64) -> Job {
@@ -241,6 +274,27 @@ mod tests {
             lanes.end_group(&client, Vec::new());
         }
         assert!(lanes.behind.is_empty());
+    }
+
+    fn append(client: &str, generation: u64, room: Room) -> Job {
+        let client = ClientId::try_from(client).unwrap();
+        let author = Author::Holder { generation };
+        Job { request: StoreRequest::Append { client, author, messages: Vec::new(), room }, ..trim("any", 0) }
+    }
+
+    #[test]
+    fn appends_that_follow_each_other_go_in_one_call() {
+        let owed = || append("a", 1, Room::Owed);
+        let alone = || Job { is_alone: true, ..owed() };
+        for (jobs, expected) in [
+            (vec![owed(), owed(), owed()], &[3][..]),
+            (vec![owed(), trim("a", 1), owed(), owed()], &[1, 1, 2]),
+            (vec![trim("a", 1), trim("a", 2)], &[1, 1]),
+            (vec![owed(), append("a", 1, Room::IfFree), append("a", 2, Room::IfFree)], &[1, 1, 1]),
+            (vec![alone(), alone(), owed(), owed()], &[1, 1, 2]),
+        ] {
+            assert_eq!(calls(&jobs).collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]

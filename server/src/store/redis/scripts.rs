@@ -135,7 +135,7 @@ impl Caller {
                 1
             }
             StoreRequest::Append { client, author, messages, room } => {
-                self.write_append(pack, client, author, messages, *room)
+                self.write_append(pack, client, author, &[messages], *room)
             }
             StoreRequest::Page { client, after, bytes_max } => {
                 self.begin(pack, Script::Page, client, 2);
@@ -158,6 +158,20 @@ impl Caller {
         }
     }
 
+    /// The same for several requests at once, which are all [`Self::write_append`]'s of one kind: see `lanes`.
+    pub fn write_together<'a>(&self, requests: impl Iterator<Item = &'a StoreRequest>, pack: &mut Pack) -> usize {
+        let mut first = None;
+        let mut all: Vec<&[Kept]> = Vec::new();
+        for request in requests {
+            let StoreRequest::Append { client, author, messages, room } = request else {
+                return self.write(request, pack);
+            };
+            first.get_or_insert((client, author, *room));
+            all.push(messages);
+        }
+        first.map_or(0, |(client, author, room)| self.write_append(pack, client, author, &all, room))
+    }
+
     /// Appends the call that drops what is too old of `client`'s.
     pub fn write_sweep(&self, client: &ClientId, pack: &mut Pack) {
         self.begin(pack, Script::Sweep, client, 0);
@@ -168,10 +182,11 @@ impl Caller {
         pack: &mut Pack,
         client: &ClientId,
         author: &Author,
-        messages: &[Kept],
+        messages: &[&[Kept]],
         room: Room,
     ) -> usize {
-        self.begin(pack, Script::Append, client, 6 + 3 * messages.len());
+        let count: usize = messages.iter().map(|messages| messages.len()).sum();
+        self.begin(pack, Script::Append, client, 6 + 3 * count);
         match author {
             Author::Holder { generation } => {
                 pack.text("holder");
@@ -192,12 +207,12 @@ impl Caller {
         pack.text(if room == Room::IfFree { "free" } else { "owed" });
         pack.number(self.limits.recipient_messages as u64);
         pack.number(self.limits.recipient_bytes as u64);
-        for message in messages {
+        for message in messages.iter().copied().flatten() {
             pack.number(message.offset);
             pack.arg(codec::meta(message).as_bytes());
             pack.arg(&message.body);
         }
-        let Some(due) = messages.iter().map(|message| message.expires_ms).min() else { return 1 };
+        let Some(due) = messages.iter().copied().flatten().map(|message| message.expires_ms).min() else { return 1 };
         // So that its age is noticed though nobody ever asks for it. Earlier than all that waits already, or nothing new.
         pack.begin(5);
         pack.text("ZADD");

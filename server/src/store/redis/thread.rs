@@ -103,7 +103,7 @@ impl StoreHandle {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(request);
         }
-        let job = Job { shard, ticket, request, bytes, attempts: 0 };
+        let job = Job { shard, ticket, request, bytes, attempts: 0, is_alone: false };
         self.queue.try_send(job).map_err(|err| {
             self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             match err {
@@ -348,22 +348,24 @@ impl Worker {
         self.in_flight_bytes -= group.bytes;
         let Some(client) = group.jobs.first().map(|job| job.client().clone()) else { return Ok(()) };
         let mut again = Vec::new();
-        for (job, result) in group.jobs.into_iter().zip(results) {
+        let mut jobs = group.jobs.into_iter();
+        for (count, result) in results {
+            let jobs = jobs.by_ref().take(count);
             if again.is_empty() {
-                again.extend(self.settle(job, result));
+                again = self.settle(jobs.collect(), result);
             } else {
-                again.push(job);
+                again.extend(jobs);
             }
         }
         self.lanes.end_group(&client, again);
         Ok(())
     }
 
-    /// Answers a request, or gives it back to be asked again.
-    fn settle(&mut self, mut job: Job, result: Result<Value, RedisError>) -> Option<Job> {
+    /// Answers the requests of one call, or gives them back to be asked again.
+    fn settle(&mut self, mut jobs: Vec<Job>, result: Result<Value, RedisError>) -> Vec<Job> {
         let value = match result {
             Ok(value) => value,
-            Err(err) => return self.fail(job, &err),
+            Err(err) => return jobs.into_iter().filter_map(|job| self.fail(job, &err)).collect(),
         };
         let counters = &self.shared.counters;
         let reply = codec::reply(value).ok();
@@ -371,19 +373,23 @@ impl Worker {
             counters.expired.add(reply.expired);
             counters.malformed.add(reply.malformed);
         }
-        let answer = match (reply.map(|reply| reply.outcome), &mut job.request) {
-            (Some(Outcome::Answer(answer)), _) => answer,
-            (Some(Outcome::PageOn(offset)), StoreRequest::Page { after, .. }) => {
+        match (reply.map(|reply| reply.outcome), jobs.as_mut_slice()) {
+            (Some(Outcome::Answer(StoreAnswer::Refused(_))), [_, _, ..]) => {
+                // All or none are kept: there may be room for some of them.
+                jobs.iter_mut().for_each(|job| job.is_alone = true);
+                return jobs;
+            }
+            (Some(Outcome::Answer(answer)), _) => jobs.iter().for_each(|job| self.answer(job, answer.clone())),
+            (Some(Outcome::PageOn(offset)), [Job { request: StoreRequest::Page { after, .. }, .. }]) => {
                 *after = offset;
-                return Some(job);
+                return jobs;
             }
-            (_, request) => {
+            _ => {
                 counters.refused.add(1);
-                not_done(request)
+                jobs.iter().for_each(|job| self.answer(job, not_done(&job.request)));
             }
-        };
-        self.answer(&job, answer);
-        None
+        }
+        Vec::new()
     }
 
     /// A request came back with an error: it is given back, or answered as not done when it was refused too often.
