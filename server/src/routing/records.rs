@@ -4,7 +4,9 @@ use crate::bus::{Arrived, Record};
 use crate::shard::origin::Origin;
 use crate::shard::recent::identity;
 
-use super::dispatcher::{Dispatcher, PassingFence, with_arrival};
+use super::arrival::with_arrival;
+use super::claim::Claim;
+use super::dispatcher::Dispatcher;
 
 impl Dispatcher {
     /// A record for a client whose home is here, or for every shard.
@@ -25,19 +27,7 @@ impl Dispatcher {
                 self.tell(posted.origin, "", outcome);
             }
             Record::Fence { hash, pair, trail, .. } => {
-                let placing = self.next_placing(&origin, pair);
-                let (_, _, returned_before) = placing;
-                self.fences.push(PassingFence {
-                    placing,
-                    at,
-                    hash,
-                    trail,
-                    further: None,
-                    is_further_known: false,
-                    followed_to: None,
-                    returned_before,
-                });
-                self.pass_fences();
+                self.on_fence(at, &origin, hash, pair, trail);
             }
             Record::Fenced { id, incarnation, .. } => {
                 if incarnation == self.me.incarnation && self.paths.on_fenced(id) {
@@ -61,7 +51,7 @@ impl Dispatcher {
             Record::Nudge { client } => {
                 let hash = self.hash_of(&client);
                 if let Some(key) = self.find_session(hash, &client)
-                    && self.claim(key).is_some_and(super::login::Claim::takes_messages)
+                    && self.claim(key).is_some_and(Claim::takes_messages)
                 {
                     self.look_again(key);
                 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::protocol::{Envelope, ErrorCode, Outgoing, Replies, Welcome, escape, escape_found};
-use crate::routing::dispatcher::with_arrival;
+use crate::routing::with_arrival;
 use crate::routing::{Arrival, Outcome};
 
 use super::connection::Purpose;
