@@ -92,14 +92,12 @@ pub struct Look {
     pub redis_ms: u64,
     /// When each node has last beaten, by that clock.
     pub beats: BTreeMap<NodeId, u64>,
-    /// What each of them has said; nothing where it said nothing, or too much.
+    /// What each of them has said, of what is too long the beginning; nothing where it said nothing.
     pub bodies: BTreeMap<NodeId, Vec<u8>>,
     /// Nodes that are to leave the ring, and which life of theirs was meant.
     pub draining: BTreeMap<NodeId, Option<u64>>,
     /// The published ring, as it stands there.
     pub ring: Option<Vec<u8>>,
-    /// Names that are none.
-    pub strange_names: usize,
 }
 
 /// Who leads.
@@ -170,10 +168,7 @@ impl Store {
             };
             for (name, beat) in beats {
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
-                match node_id(&name) {
-                    Some(node) => drop(look.beats.insert(node, beat as u64)),
-                    None => look.strange_names += 1,
-                }
+                look.beats.extend(node_id(&name).map(|node| (node, beat as u64)));
             }
             for (name, incarnation) in draining {
                 let incarnation = std::str::from_utf8(&incarnation).ok().and_then(|text| text.parse().ok());
@@ -265,8 +260,13 @@ impl Look {
         let nodes: Vec<NodeId> = self.beats.keys().cloned().collect();
         let keys: Vec<String> = nodes.iter().map(|node| format!("{{rtc}}:node:{node}")).collect();
         let bodies: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(keys).query(connection)?;
-        let sound = nodes.into_iter().zip(bodies).filter_map(|(node, body)| Some((node, body?)));
-        self.bodies = sound.filter(|(_, body)| body.len() <= MESSAGE_BYTES_MAX).collect();
+        for (node, body) in nodes.into_iter().zip(bodies) {
+            let Some(mut body) = body else { continue };
+            // One byte too long stays too long: whoever reads it refuses it.
+            body.truncate(MESSAGE_BYTES_MAX + 1);
+            body.shrink_to_fit();
+            self.bodies.insert(node, body);
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use ring::control::Heartbeat;
 use tracing::{error, warn};
 
 use super::Service;
-use crate::heartbeats::{Refusal, Report, Reports};
+use crate::heartbeats::{self, Refusal, Report, Reports};
 use crate::presence::Alive;
 use crate::store::Look;
 use crate::view::Counters;
@@ -34,15 +34,19 @@ impl Service {
         let mut heartbeats = BTreeMap::new();
         let mut reports = Reports::default();
         for node in alive.beating.iter().chain(&alive.held) {
-            let heartbeat = self.heartbeat(node, look.bodies.get(node));
+            let body = look.bodies.get(node);
+            let heartbeat = body.and_then(|body| self.heartbeat(node, body));
             let is_draining = look.draining.get(node).is_some_and(|meant| {
                 let now = heartbeat.as_ref().and_then(|heartbeat| heartbeat.incarnation);
                 meant.is_none() || now.is_none() || *meant == now
             });
-            if !is_draining {
-                let mut report = heartbeat
-                    .as_ref()
-                    .map_or_else(|| Report { node: node.clone(), load: None, ring_version: None }, Report::from);
+            if is_draining {
+                // No report: it leaves the ring.
+            } else if body.is_some() && heartbeat.is_none() {
+                reports.keep(node, ring.as_deref());
+            } else {
+                let unknown = || Report { node: node.clone(), load: None, ring_version: None };
+                let mut report = heartbeat.as_ref().map_or_else(unknown, Report::from);
                 if let (Some(answers), Some(load)) = (&self.answers, &mut report.load) {
                     answers.overlay(node, load);
                 }
@@ -56,20 +60,15 @@ impl Service {
         Round { look, alive, heartbeats, reports }
     }
 
-    /// Reads what a node says. One that beats and cannot be understood is alive, and its load is not known.
-    fn heartbeat(&mut self, node: &NodeId, body: Option<&Vec<u8>>) -> Option<Heartbeat> {
-        let body = body?;
-        match Heartbeat::decode(body) {
-            Ok(heartbeat) if heartbeat.node_id == *node => {
+    /// Reads what a node says.
+    fn heartbeat(&mut self, node: &NodeId, body: &[u8]) -> Option<Heartbeat> {
+        match heartbeats::read(body, Some(node)) {
+            Ok(heartbeat) => {
                 self.complained.remove(node);
                 Some(heartbeat)
             }
-            Ok(_) => {
-                self.complain(node, &Refusal::Duplicate);
-                None
-            }
-            Err(error) => {
-                self.complain(node, &Refusal::Unreadable(error));
+            Err(refusal) => {
+                self.complain(node, &refusal);
                 None
             }
         }
