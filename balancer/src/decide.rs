@@ -5,7 +5,6 @@
 
 mod starting;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ring::control::{RingUpdate, WHOLE_MAX};
@@ -19,6 +18,8 @@ use crate::score::{self, Score};
 use crate::triggers::{self, Ages, Cause, Seen};
 use starting::Start;
 
+pub use starting::Starting;
+
 /// The plan stays so far below the limit of movement: the ring deals slots out to within a per cent.
 const MOVED_SHARE_MARGIN: f64 = 0.96;
 /// Nodes that a reason names; the update must fit its limit with the largest ring.
@@ -31,8 +32,7 @@ const ATTEMPTS_MAX: usize = 3;
 pub struct State {
     ring: Option<Arc<Ring>>,
     smoothing: Smoothing,
-    // Nodes that joined a running cluster and have not reached an average weight: when they joined, steps taken.
-    starting: BTreeMap<NodeId, Start>,
+    starting: Starting,
     scaling: Scaling,
     updated_ms: Option<u64>,
     overload_ms: Option<u64>,
@@ -97,11 +97,18 @@ pub struct Extreme {
 }
 
 impl State {
-    /// Takes a ring over that was decided elsewhere, unless it is older than the one that is known.
-    pub fn adopt(&mut self, ring: Arc<Ring>, now_ms: u64) {
+    /// Takes a ring over that was decided elsewhere, with what whoever decided it knew of slow starts, unless it is older
+    /// than the one that is known.
+    pub fn adopt(&mut self, ring: Arc<Ring>, mut starting: Starting, now_ms: u64) {
         if self.ring.as_ref().is_some_and(|known| known.version() >= ring.version()) {
             return;
         }
+        starting.retain(|node, start| {
+            // Whoever wrote it may have had a clock that was ahead.
+            start.joined_ms = start.joined_ms.min(now_ms);
+            ring.weights().weight(node).is_some()
+        });
+        self.starting = starting;
         self.ring = Some(ring);
         self.updated_ms = Some(now_ms);
         self.smoothing.restart_slow();
@@ -110,6 +117,11 @@ impl State {
     /// Returns the last ring.
     pub fn ring(&self) -> Option<&Arc<Ring>> {
         self.ring.as_ref()
+    }
+
+    /// Returns which nodes are in their slow start.
+    pub fn starting(&self) -> &Starting {
+        &self.starting
     }
 
     /// Makes the first scale-in wait: what an earlier leader has signalled is not known.

@@ -20,7 +20,7 @@ use ring::control::RingUpdate;
 use ring::{NodeId, Ring, RingVersion};
 use tracing::{debug, error, info, warn};
 
-use crate::decide::State;
+use crate::decide::{Starting, State};
 use crate::forwarder::Forwarder;
 use crate::forwarder::watch::Sight;
 use crate::presence::{Alive, Presence, PresenceRules};
@@ -229,7 +229,8 @@ impl Service {
         let ring = Arc::new(Ring::from_update(&update));
         let moved_share = self.state.ring().and_then(|old| ring::diff(old, &ring).ok()).map(|diff| diff.moved_share());
         info!(%version, nodes = update.node_weights.len(), reason = update.reason, "ring taken over");
-        self.state.adopt(Arc::clone(&ring), self.now_ms());
+        let starting = look.starting.as_deref().and_then(Starting::decode).unwrap_or_default();
+        self.state.adopt(Arc::clone(&ring), starting, self.now_ms());
         self.remember(Rebalance {
             ts: update.ts,
             version: version.get(),

@@ -234,7 +234,7 @@ fn an_older_token_or_version_is_refused_by_redis_itself() {
     let (one, two) = (NodeId::new("b1").unwrap(), NodeId::new("b2").unwrap());
     let publish = |store: &mut Store, token, version| {
         let (update, json) = update(version);
-        store.publish(token, &update, &json).unwrap()
+        store.publish(token, &update, &json, b"{}").unwrap()
     };
     let lease = Duration::from_millis(200);
     assert_eq!(old.lead(&one, 0, lease).unwrap(), Lease::Ours(1));

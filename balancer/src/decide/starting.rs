@@ -1,17 +1,62 @@
 //! Slow start: a node that joins a running cluster starts low and rises in steps, for its caches are cold and its load
-//! says nothing yet.
+//! says nothing yet. Where each node is in it stands beside the ring, so that the next leader goes on from there.
 
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+
+use ring::control::{RING_UPDATE_BYTES_MAX, WHOLE_MAX};
 use ring::{NodeId, Ring, Weight};
+use serde::{Deserialize, Serialize};
 
 use super::{Change, MOVED_SHARE_MARGIN, Round, State, list};
+use crate::nesting;
 use crate::policy::{self, WEIGHT_AVERAGE};
 use crate::rules::{PolicyKind, PolicyRules};
 
+/// The deepest nesting of what is kept of it.
+const KEPT_DEPTH_MAX: usize = 4;
+
+/// Nodes that joined a running cluster and have not had all their steps.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Starting(BTreeMap<NodeId, Start>);
+
 /// Where a node is in its slow start.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Start {
-    pub(super) joined_ms: u64,
-    pub(super) steps: u32,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Start {
+    /// When it joined, in ms since 1970.
+    pub joined_ms: u64,
+    /// The steps it has been given, the first included.
+    pub steps: u32,
+}
+
+impl Starting {
+    /// Writes it as JSON, for the leader that comes next.
+    pub fn encode(&self) -> Vec<u8> {
+        sonic_rs::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads what a leader has left; none where it cannot be read, and then every node counts as long there.
+    pub fn decode(json: &[u8]) -> Option<Self> {
+        let is_sane = json.len() <= RING_UPDATE_BYTES_MAX && nesting::depth(json) <= KEPT_DEPTH_MAX;
+        let starting: Self = is_sane.then(|| sonic_rs::from_slice(json).ok()).flatten()?;
+        starting.values().all(|start| start.steps > 0 && start.joined_ms <= WHOLE_MAX).then_some(starting)
+    }
+}
+
+impl Deref for Starting {
+    type Target = BTreeMap<NodeId, Start>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Starting {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
 }
 
 impl Round<'_> {
@@ -20,7 +65,7 @@ impl Round<'_> {
         let policy = &self.rules.policy;
         let now_ms = state.now_ms;
         let mut risen: Vec<NodeId> = Vec::new();
-        for (node, start) in &mut state.starting {
+        for (node, start) in state.starting.iter_mut() {
             let steps = steps_due(now_ms.saturating_sub(start.joined_ms), policy);
             if steps > start.steps {
                 start.steps = steps;

@@ -104,7 +104,7 @@ impl Service {
             return;
         }
         let Some((update, json)) = &self.last_update else { return };
-        if let Ok(Published::Ours) = self.store.publish(self.token, update, json) {
+        if let Ok(Published::Ours) = self.store.publish(self.token, update, json, &self.state.starting().encode()) {
             warn!(version = %update.version.version, "redis had lost the ring: written again");
             self.seen_ring = Some(json.clone());
             self.announce_last();
@@ -120,7 +120,7 @@ impl Service {
                 return false;
             }
         };
-        match self.store.publish(self.token, &change.update, &json) {
+        match self.store.publish(self.token, &change.update, &json, &self.state.starting().encode()) {
             Ok(Published::Ours) => {}
             Ok(Published::Fenced) => {
                 Counters::add(&self.view.counters.fenced);
