@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
@@ -16,7 +18,7 @@ use ring::{NodeId, RingVersion, Weight};
 use rtc_balancer::store::{Lease, Published, Store};
 use rustix::process::Signal;
 use sonic_rs::JsonValueTrait as _;
-use support::{Balancer, Fleet, RedisServer, eventually, get, post};
+use support::{Balancer, Fleet, Process, RedisServer, eventually, get, post};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(6);
@@ -333,4 +335,32 @@ fn with_redis_away_look_ups_go_on() {
     eventually("it goes on", || (get(balancer.listen, "/readyz").status == 200).then_some(()));
     // The beats that were missing are no reason to take a node out.
     assert_eq!(balancer.ring().1, ["a", "b", "c"]);
+}
+
+/// Set where this test has started itself, to be killed.
+const HELD: &str = "RTC_TEST_HOLDS_A_SERVER";
+
+#[test]
+fn a_server_ends_with_the_test_that_started_it_however_that_ends() {
+    const TEST: &str = "a_server_ends_with_the_test_that_started_it_however_that_ends";
+    let Some(redis) = RedisServer::start(TEST) else { return };
+    if std::env::var_os(HELD).is_some() {
+        println!("\n{HELD} {}", redis.url);
+        // Until it is killed.
+        loop {
+            std::thread::park();
+        }
+    }
+    if redis.child().is_none() {
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", TEST, "--nocapture"]).env(HELD, "yes").stdout(Stdio::piped());
+    let mut test = Process::spawn(&mut command).unwrap();
+    let mut lines = BufReader::new(test.child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let url = lines.find_map(|line| line.strip_prefix(HELD).map(|url| url.trim().to_owned())).unwrap();
+    let answers = || redis::Client::open(&*url).unwrap().get_connection().is_ok();
+    assert!(answers());
+    test.signal(Signal::KILL);
+    eventually("its server has ended", || (!answers()).then_some(()));
 }

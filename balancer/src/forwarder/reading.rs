@@ -351,7 +351,7 @@ impl Reading {
             partition: i32::from(place.partition % partitions),
             key: Some(claim.client.clone().into_bytes()),
             value: Some(plan::released(&claim.client, claim.generation)),
-            headers: plan::released_headers(&self.task.dead),
+            headers: plan::notice_headers(Kind::Released, &self.task.dead),
         });
         Ok(())
     }
@@ -418,12 +418,12 @@ impl Reading {
         match plan {
             Plan::Copy { kind, to, headers } => {
                 partition.copies.insert(place.offset);
-                let partitions = self.sender.partitions(&self.consumer, &to)?;
-                let partitions = partitions.ok_or_else(|| anyhow!("{to} owns its clients and has no topic"))?;
-                self.task.counted.count(kind);
-                let topic = format!("{NODE_TOPIC_PREFIX}{to}");
-                let partition = i32::from(place.partition % partitions);
-                self.waiting.push_back(Outgoing { place, topic, partition, key, value, headers });
+                self.send_on(place, kind, &to, Content { key, value, headers })?;
+            }
+            Plan::Echo { to, value } => {
+                partition.copies.insert(place.offset);
+                let headers = plan::notice_headers(Kind::Fenced, &self.task.dead);
+                self.send_on(place, Kind::Fence, &to, Content { key, value: Some(value), headers })?;
             }
             Plan::Release { to, client, generation } => {
                 partition.claims.push_back(Claim { offset: place.offset, to, client, generation });
@@ -441,6 +441,16 @@ impl Reading {
                 self.waiting.push_back(Outgoing { place, topic, partition: 0, key, value, headers: letter });
             }
         }
+        Ok(())
+    }
+
+    fn send_on(&mut self, place: Place, kind: Kind, to: &NodeId, content: Content) -> anyhow::Result<()> {
+        let partitions = self.sender.partitions(&self.consumer, to)?;
+        let partitions = partitions.ok_or_else(|| anyhow!("{to} owns its clients and has no topic"))?;
+        self.task.counted.count(kind);
+        let (topic, partition) = (format!("{NODE_TOPIC_PREFIX}{to}"), i32::from(place.partition % partitions));
+        let Content { key, value, headers } = content;
+        self.waiting.push_back(Outgoing { place, topic, partition, key, value, headers });
         Ok(())
     }
 
@@ -532,6 +542,13 @@ impl Reading {
         }
         false
     }
+}
+
+/// What a record is made of.
+struct Content {
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<OwnHeader>,
 }
 
 /// A record, read and planned for.
