@@ -25,6 +25,8 @@ def main():
     if verb == "line":
         report = next(result["report"] for result in reversed(results) if "report" in result)
         print("    " + ", ".join([counts(report), latency(report), state(report)]), flush=True)
+        for disorder in (report.get("roaming") or {}).get("disorders", []):
+            print(f"    {disorder}", flush=True)
     else:
         table(results)
 

@@ -167,6 +167,7 @@ impl Bench {
                 ttl_ms: None,
                 hops: 0,
                 trail: Vec::new(),
+                login: 0,
             };
             let origin = Address { node: self.a.clone(), incarnation: 1, shard: 0 };
             let record = Record::Message(Box::new(posted));

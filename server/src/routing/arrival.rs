@@ -22,6 +22,8 @@ pub struct Arrival<'a> {
     pub hops: u8,
     /// Their marks.
     pub trail: &'a [u64],
+    /// See [`Posted::login`].
+    pub login: u64,
 }
 
 impl Arrival<'_> {
@@ -41,6 +43,7 @@ impl Arrival<'_> {
             ttl_ms: Some(expires_ms.saturating_sub(envelope.ts_ms)),
             hops: self.hops,
             trail: self.trail.to_vec(),
+            login: self.login,
         }
     }
 }
@@ -70,5 +73,6 @@ pub fn with_arrival<R>(posted: &Posted, expires_ms: u64, work: impl FnOnce(&Arri
         hash: posted.hash,
         hops: posted.hops,
         trail: &posted.trail,
+        login: posted.login,
     })
 }

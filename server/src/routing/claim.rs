@@ -154,6 +154,8 @@ impl Dispatcher {
         claim.ceiling = claim.asked_ceiling.max(reserved).max(claim.ceiling);
         let standing = claim.standing;
         claim.since_ms = now_ms;
+        // Of a client that was here last the store says no less: then there is nothing to wait for, and little to lose.
+        self.note_coming(key, standing != Standing::Held && (found.is_known || !unreleased.is_empty()));
         let mut nodes: Vec<NodeId> = Vec::new();
         for holder in unreleased.into_iter().filter(|_| standing != Standing::Held) {
             if nodes.contains(&holder.node) || holder.node == self.me.node {

@@ -33,7 +33,8 @@ impl Dispatcher {
         let to = arrival.to;
         // What has been here before is ahead of any fence that was written since.
         let is_ahead = arrival.trail.contains(&self.mark);
-        let source = self.source(arrival.inbound.sender, arrival.trail);
+        let sender = arrival.inbound.sender;
+        let source = self.source(sender, arrival.trail);
         if let Some(queue) = self.waiting.find(to, arrival.hash, source) {
             if is_ahead {
                 let outcome = self.hold_in(queue, arrival, sent_by, true);
@@ -42,14 +43,20 @@ impl Dispatcher {
             }
             return self.hold(queue, arrival, sent_by);
         }
+        if sent_by.is_none()
+            && let Some(why) = self.crossing(sender, to, arrival.hash, arrival.login, 0)
+        {
+            let queue = self.waiting.find_or_make(to, arrival.hash, source, sender, why);
+            return self.hold(queue, arrival, sent_by);
+        }
         if let Some(key) = self.find_session(arrival.hash, to) {
             if let Some(why) = self.obstacle(key, source, arrival.hash, is_ahead) {
-                let queue = self.waiting.find_or_make(to, arrival.hash, source, why);
+                let queue = self.waiting.find_or_make(to, arrival.hash, source, sender, why);
                 return self.hold_in(queue, arrival, sent_by, is_ahead);
             }
             let accepted = self.accept(key, &arrival.inbound);
             if accepted == Accepted::NoRoom && arrival.inbound.origin.is_record() {
-                let queue = self.waiting.find_or_make(to, arrival.hash, source, Why::Room);
+                let queue = self.waiting.find_or_make(to, arrival.hash, source, sender, Why::Room);
                 return self.hold_in(queue, arrival, sent_by, is_ahead);
             }
             return self.outcome_of(accepted, &arrival.inbound);
@@ -76,7 +83,7 @@ impl Dispatcher {
             self.relay(&node, held);
             return None;
         }
-        let queue = self.waiting.find_or_make(to, arrival.hash, source, Why::Room);
+        let queue = self.waiting.find_or_make(to, arrival.hash, source, sender, Why::Room);
         let outcome = self.hold_in(queue, arrival, sent_by, is_ahead);
         self.go_on(queue);
         outcome

@@ -25,6 +25,7 @@ use crate::store::request::{StoreAnswer, StoreRequest, Ticket, Whom};
 use crate::store::{AnyStore, BufferFull};
 
 use super::claim::Claim;
+use super::crossings::Crossings;
 use super::fences::PassingFence;
 use super::paths::Paths;
 use super::relay::Produced;
@@ -116,6 +117,7 @@ pub struct Dispatcher {
     pub(super) generation: u64,
     pub(super) waiting: Waiting,
     pub(super) paths: Paths,
+    pub(super) crossings: Crossings,
     pub(super) produced: Slab<Produced>,
     // Parcels with a sender that waits, oldest first.
     pub(super) unconfirmed: VecDeque<(u64, Key)>,
@@ -162,6 +164,7 @@ impl Dispatcher {
             generation: 0,
             waiting: Waiting::default(),
             paths: Paths::new(rules.lanes),
+            crossings: Crossings::default(),
             produced: Slab::default(),
             unconfirmed: VecDeque::new(),
             arrivals: 0,
@@ -262,6 +265,7 @@ impl Dispatcher {
         self.tick_logins();
         self.tick_claims();
         self.tick_fences();
+        self.tick_crossings();
         self.tick_relayed();
         self.tick_queues();
     }

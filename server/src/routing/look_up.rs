@@ -40,11 +40,14 @@ impl Dispatcher {
         let (mut bytes, mut owed) = (0, None);
         // What waits for a fence does not go with what is ahead of it.
         let is_ahead = queue.items.front().is_some_and(|held| held.is_ahead);
+        // Nor what waits for its sender's next coming.
+        let login = queue.items.front().map_or(0, |held| held.posted.login);
         for held in queue.items.iter().take(BATCH_MESSAGES_MAX.min(queue.batch_max)) {
             let is_owed = held.posted.origin.is_record();
             if *owed.get_or_insert(is_owed) != is_owed
                 || bytes > BATCH_BYTES_MAX
                 || held.is_ahead != is_ahead
+                || held.posted.login > login
                 || (held.posted.hops >= HOPS_MAX) != anyone
                 || (held.expires_ms <= wall_ms && !messages.is_empty())
             {

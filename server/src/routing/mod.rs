@@ -9,6 +9,7 @@
 //! | `relay` | on to another node, and word of where a client is |
 //! | `look_up` | kept in the store, unless that knows of a session elsewhere |
 //! | `fences` | order across a change of path |
+//! | `crossings` | order across a move of the sender |
 //! | `sessions` | which client's session is where, and what follows when one has got further |
 //! | `login` | a client comes, and delivery to it begins |
 //! | `claim` | the right to a client |
@@ -22,6 +23,7 @@
 
 mod arrival;
 mod claim;
+mod crossings;
 mod delivery;
 pub mod dispatcher;
 mod fences;

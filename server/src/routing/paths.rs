@@ -125,6 +125,11 @@ impl Paths {
         self.nodes.get(usize::from(index))
     }
 
+    /// The nodes that anything was sent to.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes.iter()
+    }
+
     /// The other node that messages for a client without a session here go to; none for this one.
     pub fn target(
         &mut self,
@@ -224,6 +229,12 @@ impl Paths {
     /// The nodes that a fence has come by, as far as it does not follow messages back there.
     pub fn trail(&self, id: u64) -> &[u64] {
         self.names.get(&id).and_then(|key| self.fences.get(key)).map_or(&[], |fence| &fence.trail)
+    }
+
+    /// A name for what comes back as a fence does.
+    pub fn name_fence(&mut self) -> u64 {
+        self.next_fence += 1;
+        self.next_fence - 1
     }
 
     fn new_fence(&mut self, hash: u64, node: u16, trail: &[u64], now_ms: u64) -> u64 {

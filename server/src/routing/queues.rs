@@ -2,6 +2,9 @@
 //!
 //! Invariant: of one source's messages for one recipient, none goes on before another that stands ahead of it.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use crate::bus::Address;
 use crate::protocol::{ErrorCode, escape};
 use crate::shard::session::Accepted;
@@ -11,7 +14,7 @@ use super::arrival::{Arrival, with_arrival};
 use super::delivery::{UNCONFIRMED, UNCONFIRMED_MS};
 use super::dispatcher::{Dispatcher, Outcome};
 use super::relay::HOPS_MAX;
-use super::waiting::{Held, Why};
+use super::waiting::{Held, Waiting, Why};
 
 /// Messages of senders here that may wait for one recipient.
 const HELD_MESSAGES_MAX: usize = 1024;
@@ -56,11 +59,14 @@ impl Dispatcher {
     }
 
     pub(super) fn held(&mut self, arrival: &Arrival<'_>, sent_by: Option<&Address>) -> Held {
+        self.arrivals += 1;
+        let number = self.arrivals;
         Held {
             posted: Box::new(arrival.to_posted()),
             placing: sent_by
                 .filter(|_| arrival.inbound.origin.is_record())
                 .map(|sender| self.await_placing(sender, arrival)),
+            number,
             sent_by: sent_by.cloned(),
             since_ms: self.now.steady_ms,
             expires_ms: arrival.inbound.expires_ms,
@@ -71,7 +77,28 @@ impl Dispatcher {
     /// Tries again with what waits for one recipient.
     pub(super) fn go_on(&mut self, queue: Key) {
         while self.advance(queue) {}
-        self.waiting.drop_empty(queue);
+        if let Some((sender, hash)) = self.waiting.drop_empty(queue) {
+            self.go_on_after(sender, hash);
+        }
+    }
+
+    /// Tries again with all that waits for one client, in the order in which it came: a sender may have given parts of
+    /// it to different nodes.
+    pub(super) fn go_on_with(&mut self, client: &str, hash: u64) {
+        let queues = self.waiting.of_client(client, hash);
+        let first = |waiting: &Waiting, at: usize| {
+            let queue = queues.get(at).and_then(|key| waiting.get(*key));
+            queue.and_then(|queue| queue.items.front()).map(|held| Reverse((held.number, at)))
+        };
+        let mut order: BinaryHeap<_> = (0..queues.len()).filter_map(|at| first(&self.waiting, at)).collect();
+        while let Some(Reverse((_, at))) = order.pop() {
+            if queues.get(at).is_some_and(|key| self.advance(*key)) {
+                order.extend(first(&self.waiting, at));
+            }
+        }
+        for queue in queues {
+            self.go_on(queue);
+        }
     }
 
     /// Takes the first of a queue one step further; false when it has to wait, or there is none.
@@ -88,6 +115,12 @@ impl Dispatcher {
                 self.expire(&held);
             }
             return true;
+        }
+        if first.sent_by.is_none() {
+            let (sender, login) = (queue.sender, first.posted.login);
+            if let Some(why) = self.crossing(sender, &client, hash, login, 1) {
+                return self.wait(key, why);
+            }
         }
         let session = self.find_session(hash, &client);
         let target = if let Some(session) = session {

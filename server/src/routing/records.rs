@@ -26,11 +26,17 @@ impl Dispatcher {
                 let outcome = with_arrival(&posted, expires_ms, |arrival| self.deliver_from(arrival, Some(&origin)));
                 self.tell(posted.origin, "", outcome);
             }
+            Record::Fence { id, .. } if origin.node == self.me.node => {
+                self.on_mark(&origin, id);
+                self.out.finished.push(at);
+            }
             Record::Fence { hash, pair, trail, .. } => {
                 self.on_fence(at, &origin, hash, pair, trail);
             }
             Record::Fenced { id, incarnation, .. } => {
-                if incarnation == self.me.incarnation && self.paths.on_fenced(id) {
+                // The forwarder that reads this node's topic in its place answers marks, too.
+                let is_mine = incarnation == self.me.incarnation;
+                if is_mine && (self.paths.on_fenced(id) || self.crossings.on_read(id, self.now.steady_ms)) {
                     self.on_echo(id);
                 }
                 self.out.finished.push(at);

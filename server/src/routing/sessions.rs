@@ -123,11 +123,4 @@ impl Dispatcher {
             }
         });
     }
-
-    /// Tries again with all that waits for one client.
-    pub(super) fn go_on_with(&mut self, client: &str, hash: u64) {
-        for queue in self.waiting.of_client(client, hash) {
-            self.go_on(queue);
-        }
-    }
 }

@@ -49,6 +49,7 @@ fn posted(node: &mut Dispatcher, msg_id: &str, trail: &[&str]) -> Box<Posted> {
         ttl_ms: None,
         hops: u8::try_from(trail.len()).unwrap(),
         trail: trail.iter().map(|name| mark(name)).collect(),
+        login: 0,
     })
 }
 

@@ -106,6 +106,8 @@ const BEGUN: u8 = 2;
 const WELCOMED: u8 = 4;
 /// Its client has been advised to move.
 const ADVISED: u8 = 8;
+/// Its client may have come from another node just now.
+const CAME: u8 = 16;
 
 #[derive(Default)]
 struct Delivery {
@@ -208,6 +210,16 @@ impl Session {
         self.flags & ADVISED != 0
     }
 
+    /// Whether its client may have come from another node just now: what it sent there may still be on its way.
+    pub fn note_coming(&mut self, has_come: bool) {
+        self.flags = self.flags & !CAME | if has_come { CAME } else { 0 };
+    }
+
+    /// True while its client may have messages under way from another node.
+    pub fn has_come(&self) -> bool {
+        self.flags & CAME != 0
+    }
+
     /// True once its client has been welcomed.
     pub fn is_welcomed(&self) -> bool {
         self.flags & WELCOMED != 0
@@ -253,7 +265,7 @@ impl Session {
 
     /// The client is welcomed before anything is known of it; messages follow with [`Session::welcome`].
     pub fn welcome_early(&mut self) {
-        self.flags |= WELCOMED;
+        self.flags |= WELCOMED | CAME;
     }
 
     /// The client is welcomed: from now on messages may be written. Returns the position it starts after.

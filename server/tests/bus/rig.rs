@@ -186,6 +186,7 @@ pub fn message(client: &str, number: u64) -> Posted {
         ttl_ms: None,
         hops: 1,
         trail: Vec::new(),
+        login: 0,
     }
 }
 

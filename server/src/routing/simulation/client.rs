@@ -4,7 +4,7 @@
 use sonic_rs::JsonValueTrait;
 use websocket::{Decoder, Event, Role};
 
-use super::{Connection, NODES, World, client_id, tell};
+use super::{Connection, World, client_id, tell};
 use crate::protocol::{Envelope, PayloadField};
 use crate::routing::{Arrival, Login};
 use crate::shard::origin::Origin;
@@ -46,7 +46,7 @@ impl World {
     }
 
     fn connect(&mut self, index: usize) {
-        let at = self.dice.below(NODES);
+        let at = self.dice.below(self.kind.nodes());
         let now = self.now;
         if self.nodes[at].dispatcher.is_none() || self.is_paused(at) {
             self.clients[index].connect_at = now + 300;
@@ -106,6 +106,7 @@ impl World {
             let (from, recipient) = (client_id(index), client_id(to));
             let sender = dispatcher.hash_of(from.as_str());
             let hash = dispatcher.hash_of(recipient.as_str());
+            let login = dispatcher.came_with(session);
             if let Some(session) = dispatcher.session_mut(session) {
                 session.expect_ack();
             }
@@ -132,6 +133,7 @@ impl World {
                 hash,
                 hops: 0,
                 trail: &[],
+                login,
             });
             if let Some(outcome) = outcome {
                 self.hear(at, session, &msg_id, outcome.is_ok());
@@ -160,6 +162,7 @@ impl World {
             message.accepted.get_or_insert(now);
         } else {
             message.is_clean = false;
+            message.was_refused = true;
             message.retry_at = later;
         }
         tell!(self, "{msg_id} {}", if is_good { "accepted" } else { "refused" });

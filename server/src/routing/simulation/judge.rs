@@ -1,6 +1,6 @@
 //! What must be true in the end.
 
-use super::{CLIENTS, World};
+use super::{CLIENTS, Kind, World};
 use crate::routing::Dispatcher;
 
 impl World {
@@ -48,9 +48,17 @@ impl World {
 
     /// Of what one sender gave one node: what was accepted before another was sent, or ahead of it over the same
     /// connection, arrives before it. Unless a node crashed meanwhile: with it goes what it remembered of the way that
-    /// earlier messages took.
+    /// earlier messages took. Where nodes only pause, also of what it gave to different nodes: a client sends what is
+    /// not confirmed again, in order, wherever it comes to. Unless a wait was given up, or the earlier one refused.
     fn judge_order(&self) {
         let seed = self.seed;
+        let has_given_up = |node: &super::Node| {
+            node.dispatcher.as_ref().is_none_or(|dispatcher| {
+                let counters = &dispatcher.counters;
+                counters.fences_given_up.value() + counters.takeovers_given_up.value() > 0
+            })
+        };
+        let is_strict = self.kind == Kind::Pauses && !self.nodes.iter().any(has_given_up);
         for (index, client) in self.clients.iter().enumerate() {
             for to in 0..CLIENTS {
                 let messages: Vec<_> = client.sent.range((to, 0)..(to + 1, 0)).collect();
@@ -58,11 +66,12 @@ impl World {
                     for ((_, second), later) in &messages[at + 1..] {
                         let last = earlier.delivered_at.max(later.delivered_at);
                         let had_crash = self.crashes.iter().any(|crash| (earlier.first_sent..=last).contains(crash));
-                        let must_precede = !had_crash
-                            && earlier.given_to.is_some()
-                            && earlier.given_to == later.given_to
-                            && (earlier.is_clean
-                                || earlier.accepted.is_some_and(|accepted| accepted < later.first_sent));
+                        let must_precede = (is_strict && !earlier.was_refused)
+                            || !had_crash
+                                && earlier.given_to.is_some()
+                                && earlier.given_to == later.given_to
+                                && (earlier.is_clean
+                                    || earlier.accepted.is_some_and(|accepted| accepted < later.first_sent));
                         assert!(
                             !must_precede || earlier.delivered < later.delivered,
                             "seed {seed}: c{index}-c{to}-{second} overtook c{index}-c{to}-{first}"

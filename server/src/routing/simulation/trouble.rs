@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{CLIENTS, Message, NODES, World, rings, tell};
+use super::{CLIENTS, Kind, Message, NODES, RINGS, World, rings, tell};
 
 impl World {
     pub(super) fn trouble(&mut self) {
-        let at = self.dice.below(NODES);
+        let at = self.dice.below(self.kind.nodes());
         let now = self.now;
         if self.dice.one_in(400) {
-            match self.dice.below(8) {
+            let what = if self.kind == Kind::Pauses { 1 } else { self.dice.below(8) };
+            match what {
                 0 => self.crash(at),
                 1 => {
                     let until = now + 200 + self.dice.up_to(11_000);
@@ -44,7 +45,7 @@ impl World {
                     tell!(self, "n{at} clock off by {skew}");
                 }
                 _ => {
-                    self.newest_ring = (self.newest_ring + 1).min(rings().len() - 1);
+                    self.newest_ring = (self.newest_ring + 1).min(RINGS - 1);
                     tell!(self, "ring {}", self.newest_ring + 1);
                 }
             }
@@ -68,6 +69,7 @@ impl World {
                 accepted: None,
                 is_clean: false,
                 is_under_way: false,
+                was_refused: false,
                 given_to: None,
                 retry_at: now,
                 delivered: None,
