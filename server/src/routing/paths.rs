@@ -125,11 +125,6 @@ impl Paths {
         self.nodes.get(usize::from(index))
     }
 
-    /// The nodes that anything was sent to.
-    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
-        self.nodes.iter()
-    }
-
     /// The other node that messages for a client without a session here go to; none for this one.
     pub fn target(
         &mut self,

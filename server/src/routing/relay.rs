@@ -50,6 +50,9 @@ impl Dispatcher {
             posted.trail.push(self.mark);
         }
         let source = self.source(posted.sender, &posted.trail);
+        if sent_by.is_some() {
+            self.crossings.note_sent_on(posted.sender, hash, source, self.now.steady_ms);
+        }
         let pair = pair(source, hash);
         posted.origin = Origin::NOBODY;
         posted.wants_ack = false;
