@@ -240,11 +240,32 @@ mod tests {
     /// Every node near or beyond what it may have: there is little to gain, and it must not be chased.
     #[test]
     fn a_full_fleet_is_not_chased_around_the_ring() {
-        for offered in [0.75, 0.9] {
+        for (offered, seed) in [(0.75, 1), (0.75, 2), (0.9, 1), (0.9, 2)] {
             let full = Fleet { offered, ..built_in().remove(1) };
-            let worst = Tried::run(&full, &Rules::default(), PolicyKind::Feedback).worst;
-            assert!(worst.late_peak <= 1.06 && worst.moved_share <= 0.35, "{offered}: {worst:?}");
+            let run = run(&full, &Rules::default(), PolicyKind::Feedback, seed);
+            let (late_peak, moved_share) = (run.late_peak, run.moved_share);
+            assert!(late_peak <= 1.06 && moved_share <= 0.35, "{offered} {seed}: {late_peak} {moved_share}");
         }
+    }
+
+    #[test]
+    fn each_harder_model_differs_from_the_kind_one_and_repeats() {
+        let kind = built_in().remove(2);
+        let peaks = |fleet: &Fleet| run(fleet, &Rules::default(), PolicyKind::Feedback, 3).peaks;
+        for harder in [
+            Fleet { tail: Some(2.0), ..kind.clone() },
+            Fleet { flat: 0.5, ..kind.clone() },
+            Fleet { noise_memory_ms: 60_000, ..kind.clone() },
+        ] {
+            assert_ne!(peaks(&harder), peaks(&kind), "{harder:?}");
+            assert_eq!(peaks(&harder), peaks(&harder), "{harder:?}");
+        }
+        // Clients that differ still bring the whole load between them: only its split is another.
+        let uneven = Fleet { tail: Some(2.0), ..kind.clone() };
+        let world = |fleet| World::new(fleet, 3).step(0).0;
+        let whole = |uses: Vec<f64>| uses.iter().zip(&kind.capacities).map(|(share, capacity)| share * capacity).sum();
+        let (kind_load, uneven_load): (f64, f64) = (whole(world(&kind)), whole(world(&uneven)));
+        assert!((kind_load - uneven_load).abs() < 1e-9, "{kind_load} {uneven_load}");
     }
 
     #[test]

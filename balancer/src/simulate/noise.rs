@@ -57,4 +57,14 @@ mod tests {
         assert_eq!(values, draw(1));
         assert_ne!(values, draw(2));
     }
+
+    #[test]
+    fn places_are_spread_evenly_below_their_count() {
+        let mut noise = Noise::new(1);
+        let mut hits = [0_u32; 8];
+        for _ in 0..8_000 {
+            hits[noise.index(8)] += 1;
+        }
+        assert!(hits.iter().all(|count| (900..1100).contains(count)), "{hits:?}");
+    }
 }
