@@ -36,6 +36,8 @@ pub struct State {
     scaling: Scaling,
     updated_ms: Option<u64>,
     overload_ms: Option<u64>,
+    // Updates because of overload that followed on each other.
+    reliefs: u32,
     // Invariant: never goes back, whatever `now` the caller gives.
     now_ms: u64,
 }
@@ -151,6 +153,9 @@ pub fn decide(state: &mut State, rules: &Rules, inputs: &Inputs<'_>, now_ms: u64
         // A first ring has looked at the load already: the same load is no reason for a second.
         let was_first = change.removed.is_empty() && change.joined.len() == round.nodes.len();
         if matches!(change.cause, Some(Cause::Extreme { .. })) || (was_first && decision.extreme.is_some()) {
+            let memory_ms = triggers::relief_memory_ms(&rules.triggers);
+            let is_next = state.overload_ms.is_some_and(|at_ms| state.now_ms - at_ms < memory_ms);
+            state.reliefs = if is_next { state.reliefs.saturating_add(1) } else { 1 };
             state.overload_ms = Some(state.now_ms);
         }
         state.smoothing.restart_slow();
@@ -300,7 +305,8 @@ impl<'a> Round<'a> {
 
     fn rebalanced(&self, state: &State, ring: &Ring) -> Option<Change> {
         let age = |at_ms: Option<u64>| at_ms.map(|at_ms| state.now_ms.saturating_sub(at_ms));
-        let ages = Ages { update_ms: age(state.updated_ms), overload_ms: age(state.overload_ms) };
+        let ages =
+            Ages { update_ms: age(state.updated_ms), overload_ms: age(state.overload_ms), reliefs: state.reliefs };
         let cause = triggers::cause(&self.seen(), ages, &self.rules.policy, &self.rules.triggers)?;
         let mut moved_share_max = self.rules.policy.moved_share_max * MOVED_SHARE_MARGIN;
         for _ in 0..ATTEMPTS_MAX {
