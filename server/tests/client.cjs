@@ -73,6 +73,20 @@ const tests = {
     }
   },
 
+  'an attempt that came to nothing may be the login that replaces us, once': async () => {
+    const { client, states, sockets } = madeUp();
+    sockets[0].lose(1006);
+    await until(() => sockets.length === 2);
+    sockets[1].welcome();
+    sockets[1].lose(4001, 'replaced');
+    assert.equal(states.at(-1).state, 'waiting');
+    await until(() => sockets.length === 3);
+    sockets[2].welcome();
+    sockets[2].lose(4001, 'replaced');
+    assert.equal(states.at(-1).state, 'stopped');
+    client.stop();
+  },
+
   'reconnect now is not reconnect in a loop': () => {
     const { client, states, sockets: [socket] } = madeUp();
     socket.welcome();

@@ -19,6 +19,7 @@ const LIMITS = Object.freeze({
   ackDelayMs: 50, //             acks are gathered for so long; after 1000 ms the node would tell the sender `held`
   ackMessages: 64, //            or until so many messages have come
   openTimeoutMs: 10_000, //      from `new WebSocket` to `welcome`
+  ownLoginMs: 60_000, //         a 4001 so soon after an attempt that came to nothing may be due to that attempt
   pongTimeoutMs: 10_000, //      from our ping to any sign of life
   confirmTimeoutMs: 30_000, //   from sending, on one connection, to the node's answer
   backoffBaseMs: 250, //         full jitter: a random time up to base × 2^attempt …
@@ -43,6 +44,7 @@ class RtcClient {
   #work = Promise.resolve(); // messages are handled one after the other, even by a handler that takes its time
   #unacked = 0;
   #attempts = 0;
+  #gaveUpAt = -Infinity; // when an attempt came to nothing, for the last time
   #names = 0;
   #timers = { retry: 0, move: 0, ack: 0, tick: 0 };
 
@@ -233,10 +235,14 @@ class RtcClient {
     discard(link);
     if (this.#next === link) this.#next = null;
     if (this.#live === link) this.#live = null;
+    // A node may take up an attempt just before we give it up: then the newer login that replaced us was our own.
+    const wasOwn = code === 4001 && Date.now() - this.#gaveUpAt < this.limits.ownLoginMs;
+    if (wasOwn) this.#gaveUpAt = -Infinity; // once
+    if (!link.welcome) this.#gaveUpAt = Date.now();
     // While we move, the loss of the other connection is no news: 4001 on the old one means that the new one is in.
     if (this.#live || this.#next) return;
     // 4000–4099, or told that we break the rules: coming back unchanged would end the same way.
-    const isFinal = (code >= 4000 && code <= 4099) || [1002, 1003, 1007, 1008, 1009].includes(code);
+    const isFinal = (code >= 4000 && code <= 4099 && !wasOwn) || [1002, 1003, 1007, 1008, 1009].includes(code);
     if (isFinal) return this.#end('stopped', { code, reason });
     const wasStable = link.welcome !== null && Date.now() - link.bornAt >= this.limits.stableMs;
     if (wasStable) this.#attempts = 0;

@@ -12,7 +12,7 @@ use crate::shard::slab::Key;
 
 use super::claim::Claim;
 use super::dispatcher::Dispatcher;
-use super::waiting::{Why, pair};
+use super::waiting::{Queue, Why, pair};
 
 /// What is remembered in each half of a memory. A pair whose mark was forgotten is marked again.
 const REMEMBERED_MAX: usize = 200_000;
@@ -173,6 +173,22 @@ impl Dispatcher {
         sources.into_iter().find_map(|source| self.way(source, hash, target.as_ref()))
     }
 
+    /// The same for a message that another node has sent: it waits behind the sender's other queues that came before it,
+    /// as `number`, and wait for the store, a login or room. Not behind those that wait for a fence: that may stand
+    /// behind this very message elsewhere.
+    pub(super) fn others_first(&self, sender: u64, hash: u64, number: u64, own_queues: u32) -> Option<Why> {
+        if self.waiting.queues_of(sender, hash) <= own_queues {
+            return None;
+        }
+        let is_first = |queue: &Queue| {
+            queue.sender == sender
+                && queue.hash == hash
+                && matches!(queue.why, Why::Store(_) | Why::Login | Why::Room)
+                && queue.items.front().is_some_and(|held| held.sent_by.is_some() && held.number < number)
+        };
+        (!self.waiting.keys(is_first).is_empty()).then_some(Why::Others)
+    }
+
     /// A mark of this node's own has been read: all that stood before it has been, too.
     pub(super) fn on_mark(&mut self, sent_by: &Address, id: u64) {
         let is_mine = sent_by.incarnation == self.me.incarnation && sent_by.shard == self.me.shard;
@@ -196,8 +212,7 @@ impl Dispatcher {
         if self.waiting.queues_of(sender, hash) == 0 {
             return;
         }
-        let waits =
-            |queue: &super::waiting::Queue| queue.why == Why::Others && queue.sender == sender && queue.hash == hash;
+        let waits = |queue: &Queue| queue.why == Why::Others && queue.sender == sender && queue.hash == hash;
         for key in self.waiting.keys(waits) {
             self.go_on(key);
         }

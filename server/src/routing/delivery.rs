@@ -43,9 +43,12 @@ impl Dispatcher {
             }
             return self.hold(queue, arrival, sent_by);
         }
-        if sent_by.is_none()
-            && let Some(why) = self.crossing(sender, to, arrival.hash, arrival.login, 0)
-        {
+        let others = match sent_by {
+            None => self.crossing(sender, to, arrival.hash, arrival.login, 0),
+            Some(_) if is_ahead => None,
+            Some(_) => self.others_first(sender, arrival.hash, u64::MAX, 0),
+        };
+        if let Some(why) = others {
             let queue = self.waiting.find_or_make(to, arrival.hash, source, sender, why);
             return self.hold(queue, arrival, sent_by);
         }

@@ -116,11 +116,14 @@ impl Dispatcher {
             }
             return true;
         }
-        if first.sent_by.is_none() {
-            let (sender, login) = (queue.sender, first.posted.login);
-            if let Some(why) = self.crossing(sender, &client, hash, login, 1) {
-                return self.wait(key, why);
-            }
+        let (sender, number, login) = (queue.sender, first.number, first.posted.login);
+        let others = match first.sent_by {
+            None => self.crossing(sender, &client, hash, login, 1),
+            Some(_) if is_ahead => None,
+            Some(_) => self.others_first(sender, hash, number, 1),
+        };
+        if let Some(why) = others {
+            return self.wait(key, why);
         }
         let session = self.find_session(hash, &client);
         let target = if let Some(session) = session {

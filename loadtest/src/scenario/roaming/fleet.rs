@@ -115,6 +115,8 @@ struct Client {
     catches_up_at: Option<u64>,
     partings: u32,
     first_tried_at: Option<Nanos>,
+    /// When an attempt to connect came to nothing, for the last time.
+    gave_up_at: Option<Nanos>,
     was_welcomed: bool,
     is_stopped: bool,
     is_silent: bool,

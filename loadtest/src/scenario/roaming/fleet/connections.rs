@@ -30,6 +30,11 @@ use crate::{
 /// Servers that others have advised to move to.
 const ADVISED_SERVERS_MAX: usize = 64;
 
+/// The close code of a connection whose client has logged in anew.
+const REPLACED: u16 = 4001;
+/// One that comes so soon after an attempt that came to nothing may be due to that attempt.
+const OWN_LOGIN_WITHIN: Duration = Duration::from_secs(60);
+
 /// How a client ends a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Parting {
@@ -87,6 +92,7 @@ impl Fleet {
             Err(error) => error,
         };
         client_state.last_failure = Some(error);
+        client_state.gave_up_at = Some(now);
         count(&mut self.journeys.borrow_mut().retries, &error.to_string());
         if let Some(live) = &client_state.live {
             // The second cannot be opened: the first is still there.
@@ -280,6 +286,12 @@ impl Fleet {
         }
         count(&mut self.journeys.borrow_mut().breaks, &ending.to_string());
         let lived = now.saturating_sub(live.welcomed_at);
+        // A node may take up an attempt just before we give it up: then the newer login that replaced us was our own.
+        let is_replaced = matches!(ending, Ending::ClosedByServer { code, .. } if code.number() == REPLACED);
+        let is_own = |at: Nanos| now.saturating_sub(at) < nanos(OWN_LOGIN_WITHIN);
+        if is_replaced && client_state.gave_up_at.take().is_some_and(is_own) {
+            return self.set_alarm(client, now + jitter(0, &mut self.random.borrow_mut()), Alarm::Open);
+        }
         self.come_back(client, client_state, Loss::Ended { ending, lived }, now);
         if client_state.is_stopped {
             self.journeys.borrow_mut().note_disorder(|| {
