@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use hashbrown::{HashMap, HashTable};
-use ring::{NodeId, RingReader};
+use ring::{NodeId, Ring, RingReader};
 use xxhash_rust::xxh3::Xxh3Builder;
 
 use crate::bus::record::node_mark;
@@ -244,6 +244,11 @@ impl Dispatcher {
     /// Version of the ring; 0 without one.
     pub fn ring_version(&mut self) -> u64 {
         self.ring.load().map_or(0, |ring| ring.version().get())
+    }
+
+    /// The ring that messages go by.
+    pub fn ring(&mut self) -> Option<&Arc<Ring>> {
+        self.ring.load()
     }
 
     /// The sessions.
