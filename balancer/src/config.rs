@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use ring::NodeId;
+use rtc_balancer::http::DRAIN_WINDOW_MS_MAX;
 use rtc_balancer::kafka::Kafka;
 use rtc_balancer::prometheus::Questions;
 use rtc_balancer::rules::{PolicyKind, PolicyRules, Rules, ScalingRules, ScoreRules, TriggerRules};
@@ -260,7 +261,7 @@ impl Config {
             ("poll_ms", of(self.poll), 50, 60_000),
             ("heartbeat_timeout_ms", of(self.heartbeat_timeout), 1_000, TIME_MS_MAX),
             ("lease_ms", of(self.lease), 1_000, TIME_MS_MAX),
-            ("drain_window_ms", of(self.drain_window), 0, TIME_MS_MAX),
+            ("drain_window_ms", of(self.drain_window), 0, DRAIN_WINDOW_MS_MAX),
             ("weights.smoothing_half_life_ms", weights.smoothing_half_life_ms, 0, TIME_MS_MAX),
             ("weights.confirm_half_life_ms", weights.confirm_half_life_ms, 0, TIME_MS_MAX),
             ("weights.slow_start_ms", weights.slow_start_ms, 0, TIME_MS_MAX),

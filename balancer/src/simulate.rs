@@ -17,7 +17,7 @@ use std::sync::Arc;
 use ring::control::RingUpdate;
 use ring::{NodeId, NodeWeights, Ring, RingVersion, SLOTS, Weight};
 
-use crate::decide::{Inputs, State, decide};
+use crate::decide::{Inputs, Starting, State, decide};
 use crate::heartbeats::{Load, Report, Reports};
 use crate::policy::WEIGHT_AVERAGE;
 use crate::rules::{PolicyKind, Rules};
@@ -155,7 +155,7 @@ pub fn run(fleet: &Fleet, rules: &Rules, policy: PolicyKind, seed: u64) -> Run {
         peaks: Vec::new(),
         uses: vec![Vec::new(); fleet.capacities.len()],
     };
-    state.adopt(Arc::clone(&world.ring), 0);
+    state.adopt(Arc::clone(&world.ring), Starting::default(), 0);
     let mut now_ms = 0;
     while now_ms < fleet.duration_ms {
         let uses = world.uses(now_ms);

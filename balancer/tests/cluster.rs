@@ -236,7 +236,7 @@ fn an_older_token_or_version_is_refused_by_redis_itself() {
     let (one, two) = (NodeId::new("b1").unwrap(), NodeId::new("b2").unwrap());
     let publish = |store: &mut Store, token, version| {
         let (update, json) = update(version);
-        store.publish(token, &update, &json).unwrap()
+        store.publish(token, &update, &json, b"{}").unwrap()
     };
     let lease = Duration::from_millis(200);
     assert_eq!(old.lead(&one, 0, lease).unwrap(), Lease::Ours(1));
@@ -288,6 +288,10 @@ fn a_drained_node_leaves_the_ring_until_it_is_started_anew() {
         (path, "", "", 415),
         (path, JSON, "{", 400),
         (path, JSON, r#"{"windowMs":-1}"#, 400),
+        (path, JSON, r#"{"windowMs":3600001}"#, 400),
+        (path, JSON, r#"{"maxDisconnects":-1}"#, 400),
+        (path, JSON, r#"{"maxDisconnects":9007199254740992}"#, 400),
+        (path, JSON, r#"{"maxDisconnect":7}"#, 400),
         (path, JSON, &*"[".repeat(4000), 413),
         ("/api/v1/nodes/z/drain", JSON, "", 404),
         ("/api/v1/nodes/a%20b/drain", JSON, "", 400),
@@ -301,11 +305,16 @@ fn a_drained_node_leaves_the_ring_until_it_is_started_anew() {
     assert_eq!(answer.status, 202, "{answer:?}");
     let drain = next(&drains, |json| DrainRequest::decode(json).ok().filter(|drain| drain.reason == "new kernel"));
     assert_eq!((drain.node_id.as_str(), drain.max_disconnects, drain.deadline - drain.ts), ("b", 7, 30_000));
+    assert_eq!(drain.incarnation, Some(1));
     balancer.await_ring(&["a", "c"]);
     let state = balancer.get("/api/v1/nodes");
     assert_eq!(state["nodes"][1]["state"].as_str(), Some("draining"));
     fleet.restart("b");
     balancer.await_ring(&["a", "b", "c"]);
+    // One that names nothing is held to the configuration, and means the life that there is now.
+    assert_eq!(post(balancer.listen, path, JSON, "").status, 202);
+    let drain = next(&drains, |json| DrainRequest::decode(json).ok());
+    assert_eq!((drain.max_disconnects, drain.deadline - drain.ts, drain.incarnation), (200, 60_000, Some(2)));
 }
 
 #[test]

@@ -11,6 +11,9 @@ use crate::{
     timeline::Timeline,
 };
 
+/// Sentences that are kept; the counts tell of the rest.
+const DISORDERS_MAX: usize = 32;
+
 /// The counts of one worker, or of all.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Journeys {
@@ -43,6 +46,8 @@ pub(crate) struct Journeys {
     /// From the end of a connection until all had arrived that was confirmed before the welcome on the next.
     pub(crate) to_caught_up: Latency,
     pub(crate) timeline: Timeline,
+    /// The first messages that came after later ones, and clients that were told to stay away: a sentence for each.
+    pub(crate) disorders: Vec<String>,
 }
 
 impl Journeys {
@@ -67,5 +72,15 @@ impl Journeys {
         self.to_welcome.add(&other.to_welcome);
         self.to_caught_up.add(&other.to_caught_up);
         self.timeline.add(&other.timeline);
+        for disorder in &other.disorders {
+            self.note_disorder(|| disorder.clone());
+        }
+    }
+
+    /// Keeps a sentence about something that should not be, if there is room for one more.
+    pub(crate) fn note_disorder(&mut self, sentence: impl FnOnce() -> String) {
+        if self.disorders.len() < DISORDERS_MAX {
+            self.disorders.push(sentence());
+        }
     }
 }

@@ -180,6 +180,11 @@ impl Stream {
         self.accepted.newest()
     }
 
+    /// Arrivals after a later one.
+    pub(crate) fn reordered(&self) -> u64 {
+        self.reordered
+    }
+
     /// The highest sequence that arrived.
     pub(crate) fn newest_received(&self) -> Option<u64> {
         self.received.newest()

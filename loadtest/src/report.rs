@@ -125,6 +125,8 @@ pub(crate) struct RoamingReport {
     /// Messages that arrived while sender and recipient were on two nodes.
     pub(crate) across: u64,
     pub(crate) silent_clients: u64,
+    /// Messages that came after later ones, and clients told to stay away: which, when and over which nodes.
+    pub(crate) disorders: Vec<String>,
     pub(crate) return_us: LatencyReport,
     pub(crate) catch_up_us: LatencyReport,
 }
@@ -340,6 +342,7 @@ impl RoamingReport {
             repeats_dropped: journeys.repeats,
             across: journeys.across,
             silent_clients: journeys.silent,
+            disorders: journeys.disorders.clone(),
             return_us: latency_report(&judged.returns),
             catch_up_us: latency_report(&judged.catch_ups),
         }

@@ -356,6 +356,9 @@ fn write_roaming(html: &mut String, report: &Report) -> fmt::Result {
             write!(html, "<tr><th>{kind}</th><td>{}</td><td>{}</td></tr>", grouped(*count), escaped(cause))?;
         }
     }
+    for disorder in &roaming.disorders {
+        write!(html, "<tr><th>disorder</th><td></td><td>{}</td></tr>", escaped(disorder))?;
+    }
     html.push_str("</tbody></table></div></section>");
     Ok(())
 }

@@ -156,6 +156,9 @@ fn write_roaming(roaming: &RoamingReport, text: &mut String) -> fmt::Result {
     for (cause, count) in &roaming.retries {
         writeln!(text, "  retry         {} × {cause}", grouped(*count))?;
     }
+    for disorder in &roaming.disorders {
+        writeln!(text, "  disorder      {disorder}")?;
+    }
     Ok(())
 }
 

@@ -158,6 +158,7 @@ fn post(
         ttl_ms: message.ttl_ms,
         hops: 0,
         trail: Vec::new(),
+        login: 0,
     };
     let order = Order::Publish { posted: Box::new(posted), reply: reply.clone(), index };
     let outcome = office.node.order(office.node.home_of(hash), order, deadline).err().map(|_| {

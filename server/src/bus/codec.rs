@@ -361,6 +361,7 @@ fn parse_message(value: &str, taken_ms: u64, hops: u8, seed: u64) -> Result<Post
         ttl_ms: fields.ttl_ms,
         hops,
         trail: Vec::new(),
+        login: 0,
     })
 }
 

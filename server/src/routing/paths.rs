@@ -80,6 +80,8 @@ pub enum Passage {
 pub struct Paths {
     lanes: u16,
     nodes: Vec<NodeId>,
+    // The places of those.
+    indexes: HashMap<NodeId, u16, Xxh3Builder>,
     younger: HashMap<u64, Recent, Xxh3Builder>,
     older: HashMap<u64, Recent, Xxh3Builder>,
     turned_ms: u64,
@@ -99,6 +101,7 @@ impl Paths {
         Self {
             lanes: lanes.max(1),
             nodes: Vec::new(),
+            indexes: HashMap::default(),
             younger: HashMap::default(),
             older: HashMap::default(),
             turned_ms: 0,
@@ -223,6 +226,12 @@ impl Paths {
         self.names.get(&id).and_then(|key| self.fences.get(key)).map_or(&[], |fence| &fence.trail)
     }
 
+    /// A name for what comes back as a fence does.
+    pub fn name_fence(&mut self) -> u64 {
+        self.next_fence += 1;
+        self.next_fence - 1
+    }
+
     fn new_fence(&mut self, hash: u64, node: u16, trail: &[u64], now_ms: u64) -> u64 {
         let id = self.next_fence;
         self.next_fence += 1;
@@ -274,12 +283,13 @@ impl Paths {
     }
 
     fn index_of(&mut self, node: &NodeId) -> Option<u16> {
-        if let Some(index) = self.nodes.iter().position(|known| known == node) {
-            return u16::try_from(index).ok();
+        if let Some(index) = self.indexes.get(node) {
+            return Some(*index);
         }
         // Names come from other nodes, too: there is no end to what could be made up. One more is not remembered.
         let index = u16::try_from(self.nodes.len()).ok()?;
         self.nodes.push(node.clone());
+        self.indexes.insert(node.clone(), index);
         Some(index)
     }
 

@@ -4,7 +4,9 @@ use crate::bus::{Arrived, Record};
 use crate::shard::origin::Origin;
 use crate::shard::recent::identity;
 
-use super::dispatcher::{Dispatcher, PassingFence, with_arrival};
+use super::arrival::with_arrival;
+use super::claim::Claim;
+use super::dispatcher::Dispatcher;
 
 impl Dispatcher {
     /// A record for a client whose home is here, or for every shard.
@@ -24,23 +26,17 @@ impl Dispatcher {
                 let outcome = with_arrival(&posted, expires_ms, |arrival| self.deliver_from(arrival, Some(&origin)));
                 self.tell(posted.origin, "", outcome);
             }
+            Record::Fence { id, .. } if origin.node == self.me.node => {
+                self.on_mark(&origin, id);
+                self.out.finished.push(at);
+            }
             Record::Fence { hash, pair, trail, .. } => {
-                let placing = self.next_placing(&origin, pair);
-                let (_, _, returned_before) = placing;
-                self.fences.push(PassingFence {
-                    placing,
-                    at,
-                    hash,
-                    trail,
-                    further: None,
-                    is_further_known: false,
-                    followed_to: None,
-                    returned_before,
-                });
-                self.pass_fences();
+                self.on_fence(at, &origin, hash, pair, trail);
             }
             Record::Fenced { id, incarnation, .. } => {
-                if incarnation == self.me.incarnation && self.paths.on_fenced(id) {
+                // The forwarder that reads this node's topic in its place answers marks, too.
+                let is_mine = incarnation == self.me.incarnation;
+                if is_mine && (self.paths.on_fenced(id) || self.crossings.on_read(id, self.now.steady_ms)) {
                     self.on_echo(id);
                 }
                 self.out.finished.push(at);
@@ -61,7 +57,7 @@ impl Dispatcher {
             Record::Nudge { client } => {
                 let hash = self.hash_of(&client);
                 if let Some(key) = self.find_session(hash, &client)
-                    && self.claim(key).is_some_and(super::login::Claim::takes_messages)
+                    && self.claim(key).is_some_and(Claim::takes_messages)
                 {
                     self.look_again(key);
                 }

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use ring::{NodeId, SharedRing};
 
-use super::dispatcher::with_arrival;
 use super::simulation::RULES;
 use super::waiting::pair;
-use super::{Dispatcher, Now};
+use super::{Dispatcher, Now, with_arrival};
 use crate::bus::record::node_mark;
 use crate::bus::{Address, Arrived, Holder, Record, RecordRef};
 use crate::metrics::Counters;
@@ -50,6 +49,7 @@ fn posted(node: &mut Dispatcher, msg_id: &str, trail: &[&str]) -> Box<Posted> {
         ttl_ms: None,
         hops: u8::try_from(trail.len()).unwrap(),
         trail: trail.iter().map(|name| mark(name)).collect(),
+        login: 0,
     })
 }
 

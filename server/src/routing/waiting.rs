@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 
-use hashbrown::HashTable;
-use xxhash_rust::xxh3::xxh3_64;
+use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, HashTable};
+use xxhash_rust::xxh3::{Xxh3Builder, xxh3_64};
 
 use crate::bus::Address;
 use crate::shard::handover::Posted;
@@ -25,6 +26,8 @@ pub(super) enum Why {
     Login,
     /// Room in the recipient's outbox, while nothing can be given to the store.
     Room,
+    /// What the same sender gave other nodes, and they have sent here.
+    Others,
 }
 
 /// A message in a queue.
@@ -32,6 +35,8 @@ pub(super) enum Why {
 pub(super) struct Held {
     pub posted: Box<Posted>,
     pub placing: Option<Placing>,
+    /// It came to its queue as the so-manieth arrival.
+    pub number: u64,
     /// Which node sent it here; none if it was accepted here.
     pub sent_by: Option<Address>,
     /// Since when it waits, in milliseconds of the steady clock.
@@ -49,6 +54,8 @@ pub(super) struct Queue {
     pub hash: u64,
     /// Hash of the sender and the node that accepted its messages.
     pub source: u64,
+    /// Hash of the sender.
+    pub sender: u64,
     pub items: VecDeque<Box<Held>>,
     pub bytes: usize,
     pub why: Why,
@@ -63,6 +70,8 @@ pub(super) struct Queue {
 pub(super) struct Waiting {
     queues: Slab<Queue>,
     by_pair: HashTable<u32>,
+    // How many there are by sender and recipient, whatever node accepted the messages.
+    by_sender: HashMap<u64, u32, Xxh3Builder>,
     bytes: usize,
 }
 
@@ -98,7 +107,7 @@ impl Waiting {
         self.queues.at(index).map(|(key, _)| key)
     }
 
-    pub fn find_or_make(&mut self, client: &str, hash: u64, source: u64, why: Why) -> Key {
+    pub fn find_or_make(&mut self, client: &str, hash: u64, source: u64, sender: u64, why: Why) -> Key {
         if let Some(key) = self.find(client, hash, source) {
             return key;
         }
@@ -106,6 +115,7 @@ impl Waiting {
             client: client.into(),
             hash,
             source,
+            sender,
             items: VecDeque::new(),
             bytes: 0,
             why,
@@ -113,11 +123,20 @@ impl Waiting {
             batch_max: usize::MAX,
         };
         let key = self.queues.insert(queue);
+        *self.by_sender.entry(pair(sender, hash)).or_insert(0) += 1;
         let queues = &self.queues;
         self.by_pair.insert_unique(pair(source, hash), key.index, |index| {
             queues.at(*index).map_or(0, |(_, queue)| pair(queue.source, queue.hash))
         });
         key
+    }
+
+    /// Queues of one sender's messages for one recipient.
+    pub fn queues_of(&self, sender: u64, hash: u64) -> u32 {
+        if self.queues.is_empty() {
+            return 0;
+        }
+        self.by_sender.get(&pair(sender, hash)).copied().unwrap_or(0)
     }
 
     /// All queues of one recipient.
@@ -194,14 +213,21 @@ impl Waiting {
         out
     }
 
-    /// Drops a queue that is empty.
-    pub fn drop_empty(&mut self, key: Key) {
-        let Some(queue) = self.queues.get(key).filter(|queue| queue.items.is_empty()) else { return };
-        let hash = pair(queue.source, queue.hash);
-        if let Ok(found) = self.by_pair.find_entry(hash, |index| *index == key.index) {
+    /// Drops a queue that is empty; tells its sender and recipient then.
+    pub fn drop_empty(&mut self, key: Key) -> Option<(u64, u64)> {
+        let queue = self.queues.get(key).filter(|queue| queue.items.is_empty())?;
+        let (sender, hash) = (queue.sender, queue.hash);
+        if let Ok(found) = self.by_pair.find_entry(pair(queue.source, hash), |index| *index == key.index) {
             found.remove();
         }
+        if let Entry::Occupied(mut count) = self.by_sender.entry(pair(sender, hash)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
         self.queues.remove(key);
+        Some((sender, hash))
     }
 
     /// The queues for which `is_it` says so.
@@ -232,8 +258,10 @@ mod tests {
             ttl_ms: None,
             hops: 0,
             trail: Vec::new(),
+            login: 0,
         };
-        Held { posted: Box::new(posted), placing: None, sent_by: None, since_ms: 0, expires_ms: 0, is_ahead: false }
+        let posted = Box::new(posted);
+        Held { posted, placing: None, number: 0, sent_by: None, since_ms: 0, expires_ms: 0, is_ahead: false }
     }
 
     fn ahead(msg_id: &str) -> Held {
@@ -247,7 +275,7 @@ mod tests {
     #[test]
     fn what_is_ahead_of_a_fence_goes_before_what_waits_for_it() {
         let mut waiting = Waiting::default();
-        let key = waiting.find_or_make("b", 2, 1, Why::Fence(7));
+        let key = waiting.find_or_make("b", 2, 1, 1, Why::Fence(7));
         waiting.push(key, Box::new(held("waits")));
         waiting.push_ahead(key, Box::new(ahead("first")));
         waiting.push_ahead(key, Box::new(ahead("second")));
@@ -258,7 +286,7 @@ mod tests {
     #[test]
     fn nothing_goes_before_what_the_store_was_asked_about() {
         let mut waiting = Waiting::default();
-        let key = waiting.find_or_make("b", 2, 1, Why::Store(2));
+        let key = waiting.find_or_make("b", 2, 1, 1, Why::Store(2));
         for name in ["asked", "asked too", "waits"] {
             waiting.push(key, Box::new(held(name)));
         }
@@ -269,8 +297,8 @@ mod tests {
     #[test]
     fn sources_do_not_share_a_queue_and_an_empty_one_goes() {
         let mut waiting = Waiting::default();
-        let one = waiting.find_or_make("b", 2, 1, Why::Login);
-        let other = waiting.find_or_make("b", 2, 3, Why::Login);
+        let one = waiting.find_or_make("b", 2, 1, 1, Why::Login);
+        let other = waiting.find_or_make("b", 2, 3, 1, Why::Login);
         assert_ne!(one, other);
         assert_eq!(waiting.of_client("b", 2).len(), 2);
         waiting.push(one, Box::new(held("m")));
@@ -280,9 +308,22 @@ mod tests {
     }
 
     #[test]
+    fn a_senders_queues_are_counted_whatever_node_accepted_the_messages() {
+        let mut waiting = Waiting::default();
+        let one = waiting.find_or_make("b", 2, 1, 7, Why::Login);
+        let other = waiting.find_or_make("b", 2, 3, 7, Why::Others);
+        waiting.find_or_make("b", 2, 4, 8, Why::Login);
+        assert_eq!((waiting.queues_of(7, 2), waiting.queues_of(8, 2), waiting.queues_of(7, 3)), (2, 1, 0));
+        assert_eq!((waiting.drop_empty(one), waiting.drop_empty(one)), (Some((7, 2)), None));
+        assert_eq!(waiting.queues_of(7, 2), 1);
+        waiting.push(other, Box::new(held("m")));
+        assert_eq!(waiting.drop_empty(other), None);
+    }
+
+    #[test]
     fn what_is_extracted_is_counted_no_more() {
         let mut waiting = Waiting::default();
-        let key = waiting.find_or_make("b", 2, 1, Why::Store(1));
+        let key = waiting.find_or_make("b", 2, 1, 1, Why::Store(1));
         waiting.push(key, Box::new(held("asked")));
         waiting.push(key, Box::new(held("waits")));
         assert_eq!(waiting.extract(key, 1, |_| true).len(), 1);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::protocol::{Envelope, ErrorCode, Outgoing, Replies, Welcome, escape, escape_found};
-use crate::routing::dispatcher::with_arrival;
+use crate::routing::with_arrival;
 use crate::routing::{Arrival, Outcome};
 
 use super::connection::Purpose;
@@ -49,6 +49,7 @@ impl State {
             session.expect_ack();
         }
         let sender = session.hash();
+        let login = self.dispatch.came_with(key);
         let assigned;
         let msg_id = if let Some(msg_id) = &message.msg_id {
             msg_id
@@ -74,6 +75,7 @@ impl State {
                 ttl_ms: message.ttl_ms,
                 hops: 0,
                 trail: Vec::new(),
+                login,
             };
             return self.post(home, Mail::Message(Box::new(posted)));
         }
@@ -101,6 +103,7 @@ impl State {
             hash,
             hops: 0,
             trail: &[],
+            login,
         });
         if let Some(outcome) = outcome
             && (wants_ack || outcome.is_err())

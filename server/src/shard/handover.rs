@@ -55,6 +55,8 @@ pub struct Posted {
     pub hops: u8,
     /// Their marks, in order.
     pub trail: Vec<u64>,
+    /// The login with which its sender came here from another node just now; 0 if it did not. Not told to other nodes.
+    pub login: u64,
 }
 
 /// One piece of mail between shards.

@@ -1,23 +1,27 @@
 //! A client's state without its socket: its stream of offsets, its outbox, who is owed an ack. Pure: messages, acks and
 //! the time in; what to tell the senders out. It does not know whether its socket can be written, nor other clients.
+//!
+//! Here: who it is, which connection carries it, and how its delivery begins, pauses and rests. In `accept` a message
+//! comes in, in `acks` the client gets it, and what it does not get in time is the store's, in `keeping`.
+
+mod accept;
+mod acks;
+mod keeping;
 
 use std::collections::VecDeque;
-use std::task::Poll;
 
-use crate::bus::Holder;
-use crate::protocol::{AckStatus, ClientId, Envelope};
-use crate::store::request::StoreAnswer;
-use crate::store::{Appended, BufferFull, Claimed, Kept, Room, Store};
+use crate::protocol::{AckStatus, ClientId};
+use crate::store::{Claimed, Store};
 
 use super::answers::Answers;
-use super::offset::{self, next_offset};
-use super::origin::Origin;
-use super::outbox::{Done, Entry, Outbox, OutboxLimits};
+use super::offset;
+use super::outbox::{Outbox, OutboxLimits};
 use super::recent::Recent;
 use super::slab::Key;
 
-/// Bytes read from the store at a time.
-const PAGE_BYTES: usize = 64 * 1024;
+pub use accept::{Accepted, Inbound};
+use keeping::Pending;
+pub use keeping::StoreNews;
 
 /// What a session is held to.
 #[derive(Debug, Clone, Copy)]
@@ -68,71 +72,6 @@ pub struct Newcomer {
     pub wishes: Wishes,
 }
 
-/// A message for this session's client, with what is known of its sender.
-#[derive(Debug, Clone, Copy)]
-pub struct Inbound<'a> {
-    /// What is delivered.
-    pub envelope: Envelope<'a>,
-    /// Who is to be told.
-    pub origin: Origin,
-    /// True when the sender waits for an ack.
-    pub wants_ack: bool,
-    /// Hash of the sender's id.
-    pub sender: u64,
-    /// Hash of the sender's id and the message's name.
-    pub identity: u64,
-    /// When it stops being worth delivering, in milliseconds since 1970.
-    pub expires_ms: u64,
-}
-
-impl Inbound<'_> {
-    /// The message as a store keeps it.
-    pub fn keep(&self, offset: u64) -> Kept {
-        let mut body = Vec::new();
-        self.envelope.write_body(&mut body);
-        Kept {
-            offset,
-            identity: self.identity,
-            sender: self.sender,
-            ts_ms: self.envelope.ts_ms,
-            expires_ms: self.expires_ms,
-            body: body.into(),
-        }
-    }
-}
-
-/// What became of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accepted {
-    /// It is in the outbox: its sender is answered when the recipient acks, or after `ack_wait`.
-    Queued,
-    /// The store keeps it: its sender can be answered now.
-    Kept,
-    /// It came before, and what became of it is known.
-    Repeated(AckStatus),
-    /// It came before and is still under way; whoever asked last is answered, once. `was_awaited` is true if the same
-    /// sender waited already.
-    Pending {
-        /// Whether this asks for the same answer a second time.
-        was_awaited: bool,
-    },
-    /// It is not accepted.
-    Refused(BufferFull),
-    /// There is no room here, and the store cannot be asked: not accepted, unless it can wait.
-    NoRoom,
-}
-
-/// What the store's answer means for the session.
-#[derive(Debug, PartialEq, Eq)]
-pub enum StoreNews {
-    /// It goes on; there may be something to write.
-    GoesOn,
-    /// The client is held elsewhere: what is left of this session is to be taken at once, by [`Session::take_rest`].
-    Lost(Holder),
-    /// It cannot be what was asked.
-    Unexpected,
-}
-
 /// How a login begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
@@ -167,30 +106,8 @@ const BEGUN: u8 = 2;
 const WELCOMED: u8 = 4;
 /// Its client has been advised to move.
 const ADVISED: u8 = 8;
-
-/// Something the store was asked and has not answered. Answers come in the order of the questions.
-enum Pending {
-    /// It was given the next so many entries of the outbox; the offset of the last.
-    Spill(usize, u64),
-    /// It was given a new message.
-    Append(Box<PendingAppend>),
-    /// It was asked to read on.
-    Page,
-    /// It was given all that was left of the session, whoever holds the client: names, and who waits.
-    Rest(Vec<(Box<str>, Vec<Origin>)>),
-    /// Something that concerns nothing any more.
-    Stale,
-}
-
-struct PendingAppend {
-    message: Kept,
-    // The sender's name for it, as it stands in JSON.
-    msg_id: Box<str>,
-    // Who is told; more than one if it was sent again meanwhile.
-    askers: Vec<Origin>,
-    // The store has answered: another node holds the client.
-    is_barred: bool,
-}
+/// Its client may have come from another node just now.
+const CAME: u8 = 16;
 
 #[derive(Default)]
 struct Delivery {
@@ -298,6 +215,16 @@ impl Session {
         self.flags & ADVISED != 0
     }
 
+    /// Whether its client may have come from another node just now: what it sent there may still be on its way.
+    pub fn note_coming(&mut self, has_come: bool) {
+        self.flags = self.flags & !CAME | if has_come { CAME } else { 0 };
+    }
+
+    /// True while its client may have messages under way from another node.
+    pub fn has_come(&self) -> bool {
+        self.flags & CAME != 0
+    }
+
     /// True once its client has been welcomed.
     pub fn is_welcomed(&self) -> bool {
         self.flags & WELCOMED != 0
@@ -343,7 +270,7 @@ impl Session {
 
     /// The client is welcomed before anything is known of it; messages follow with [`Session::welcome`].
     pub fn welcome_early(&mut self) {
-        self.flags |= WELCOMED;
+        self.flags |= WELCOMED | CAME;
     }
 
     /// The client is welcomed: from now on messages may be written. Returns the position it starts after.
@@ -425,362 +352,8 @@ impl Session {
         self.flags & BEGUN != 0 && self.delivery.as_ref().is_some_and(|delivery| delivery.outbox.has_unsent())
     }
 
-    /// True when the store holds messages that the outbox has not read yet.
-    pub fn is_behind(&self) -> bool {
-        self.delivery.as_ref().is_some_and(|delivery| delivery.is_behind)
-    }
-
     fn delivery_mut(&mut self, now_ms: u64) -> &mut Delivery {
         self.delivery.get_or_insert_with(|| Box::new(Delivery { moved_ms: now_ms, ..Delivery::default() }))
-    }
-
-    /// Takes a message for this client.
-    pub fn accept(
-        &mut self,
-        inbound: &Inbound<'_>,
-        store: &mut impl Store,
-        limits: SessionLimits,
-        right: Right,
-        now_ms: u64,
-        answers: &mut Answers,
-    ) -> Accepted {
-        let offset = next_offset(self.last_offset, now_ms.min(offset::moment(right.ceiling)));
-        let receiver_acks = self.receiver_acks;
-        let delivery = self.delivery_mut(now_ms);
-        if !delivery.recent.insert(inbound.identity) {
-            return delivery.repeat(inbound, receiver_acks, limits.kept_status, answers);
-        }
-        if !delivery.is_behind {
-            // The envelope's own bytes: generous, and known before it is written.
-            let frame_bytes = inbound.envelope.payload.len() + FRAME_OVERHEAD_BYTES;
-            if delivery.outbox.is_empty() {
-                delivery.moved_ms = now_ms;
-            }
-            if offset <= right.ceiling && delivery.outbox.has_room(frame_bytes, limits.outbox) {
-                let mut entry = Entry::new(offset, inbound.identity, inbound.envelope.ts_ms, inbound.expires_ms);
-                entry.origin = inbound.origin;
-                entry.wants_ack = inbound.wants_ack;
-                delivery.outbox.push(&inbound.envelope, entry);
-                self.last_offset = offset;
-                return Accepted::Queued;
-            }
-            if !right.is_claimed {
-                delivery.recent.remove(inbound.identity);
-                return Accepted::NoRoom;
-            }
-            self.fall_behind(store, limits, now_ms, answers);
-        }
-        if !right.is_claimed {
-            self.delivery_mut(now_ms).recent.remove(inbound.identity);
-            return Accepted::NoRoom;
-        }
-        self.append(inbound, store, now_ms)
-    }
-
-    /// From here on the store takes what comes, behind what the outbox holds, and is the only source.
-    pub fn fall_behind(&mut self, store: &mut impl Store, limits: SessionLimits, now_ms: u64, answers: &mut Answers) {
-        if self.is_behind() {
-            return;
-        }
-        let last_offset = self.last_offset;
-        self.spill(store, limits, u64::MAX, now_ms, answers);
-        let delivery = self.delivery_mut(now_ms);
-        delivery.is_behind = true;
-        delivery.paged_offset = last_offset;
-    }
-
-    /// Gives the store what was accepted before `accepted_before` and is not acknowledged; tells the senders who wait.
-    fn spill(
-        &mut self,
-        store: &mut impl Store,
-        limits: SessionLimits,
-        accepted_before: u64,
-        now_ms: u64,
-        answers: &mut Answers,
-    ) {
-        let Some(delivery) = self.delivery.as_deref_mut() else { return };
-        let mut messages = Vec::new();
-        let count = delivery.outbox.spill(accepted_before, |kept| messages.push(kept));
-        if count == 0 {
-            return;
-        }
-        let last_offset = messages.last().map_or(0, |kept| kept.offset);
-        if messages.is_empty() || store.append_all(&self.id, messages, now_ms).is_ready() {
-            let status = limits.kept_status;
-            delivery.outbox.confirm(count, |origin, msg_id| answers.push(origin, msg_id, status));
-        } else {
-            delivery.pending.push_back(Pending::Spill(count, last_offset));
-        }
-    }
-
-    fn append(&mut self, inbound: &Inbound<'_>, store: &mut impl Store, now_ms: u64) -> Accepted {
-        let offset = next_offset(self.last_offset, now_ms);
-        // A record was accepted when the bus took it.
-        let room = if inbound.origin.is_record() { Room::Owed } else { Room::IfFree };
-        let kept = inbound.keep(offset);
-        match store.append(&self.id, &kept, room, now_ms) {
-            Poll::Ready(Appended::Kept) => {
-                self.last_offset = offset;
-                Accepted::Kept
-            }
-            Poll::Ready(Appended::Repeated) => Accepted::Kept,
-            Poll::Ready(Appended::Refused(cause)) => {
-                self.delivery_mut(now_ms).recent.remove(inbound.identity);
-                Accepted::Refused(cause)
-            }
-            // The answer comes by mail, and the ack with it.
-            Poll::Pending => {
-                self.last_offset = offset;
-                let askers = if inbound.wants_ack { vec![inbound.origin] } else { Vec::new() };
-                let msg_id = inbound.envelope.msg_id.into();
-                let pending = PendingAppend { message: kept, msg_id, askers, is_barred: false };
-                self.delivery_mut(now_ms).pending.push_back(Pending::Append(Box::new(pending)));
-                Accepted::Queued
-            }
-        }
-    }
-
-    /// The store has answered the oldest question that is open.
-    pub fn on_store(
-        &mut self,
-        answer: StoreAnswer,
-        store: &mut impl Store,
-        limits: SessionLimits,
-        now_ms: u64,
-        answers: &mut Answers,
-        refused: &mut Vec<(Origin, Box<str>, BufferFull)>,
-    ) -> StoreNews {
-        let status = limits.kept_status;
-        let Some(delivery) = self.delivery.as_deref_mut() else { return StoreNews::Unexpected };
-        if let Some(Pending::Stale) = delivery.pending.front() {
-            delivery.pending.pop_front();
-            return StoreNews::GoesOn;
-        }
-        if let StoreAnswer::Elsewhere(holder) = answer {
-            match delivery.pending.front_mut() {
-                // It is part of what is left here.
-                Some(Pending::Append(append)) => append.is_barred = true,
-                _ => _ = delivery.pending.pop_front(),
-            }
-            return StoreNews::Lost(holder);
-        }
-        match (delivery.pending.pop_front(), answer) {
-            (Some(Pending::Spill(count, given)), StoreAnswer::Appended { last_offset }) => {
-                delivery.outbox.confirm(count, |origin, msg_id| answers.push(origin, msg_id, status));
-                if last_offset > given {
-                    // Something stands in between that this session has not seen.
-                    self.fall_behind(store, limits, now_ms, answers);
-                }
-            }
-            (Some(Pending::Append(append)), StoreAnswer::Appended { last_offset }) => {
-                self.last_offset = self.last_offset.max(last_offset);
-                for asker in append.askers {
-                    answers.push(asker, &append.msg_id, status);
-                }
-            }
-            (Some(Pending::Append(append)), StoreAnswer::Refused(_))
-                if append.askers.iter().any(|asker| asker.is_record()) =>
-            {
-                // Accepted long ago: the store is asked again, behind what it was given since.
-                let _ = store.append(&self.id, &append.message, Room::Owed, now_ms);
-                delivery.pending.push_back(Pending::Append(append));
-            }
-            (Some(Pending::Append(append)), StoreAnswer::Refused(cause)) => {
-                delivery.recent.remove(append.message.identity);
-                refused.extend(append.askers.into_iter().map(|asker| (asker, append.msg_id.clone(), cause)));
-            }
-            (Some(Pending::Page), StoreAnswer::Page(page)) => {
-                self.take_page(page);
-            }
-            (Some(Pending::Rest(rest)), StoreAnswer::Appended { .. }) => {
-                for (msg_id, askers) in rest {
-                    for asker in askers {
-                        answers.push(asker, &msg_id, status);
-                    }
-                }
-            }
-            _ => return StoreNews::Unexpected,
-        }
-        if !self.is_detached() {
-            self.read_on_if_room(store, limits, now_ms);
-        }
-        StoreNews::GoesOn
-    }
-
-    /// True while the store owes it an answer.
-    pub fn is_waiting_for_store(&self) -> bool {
-        self.delivery.as_ref().is_some_and(|delivery| !delivery.pending.is_empty())
-    }
-
-    /// True while it waits for the store to read on.
-    pub fn is_paging(&self) -> bool {
-        self.delivery
-            .as_ref()
-            .is_some_and(|delivery| delivery.pending.iter().any(|pending| matches!(pending, Pending::Page)))
-    }
-
-    /// Takes out, in order, all that neither its client nor the store has confirmed. The store is to be given it behind
-    /// all that it keeps, whoever holds the client; its answer is expected if there is anything.
-    pub fn take_rest(&mut self) -> Vec<Kept> {
-        let Some(delivery) = self.delivery.take() else { return Vec::new() };
-        let Delivery { mut outbox, pending, .. } = *delivery;
-        let (mut messages, mut rest) = (Vec::new(), Vec::new());
-        let mut add = |kept: Kept, msg_id: Box<str>, askers: Vec<Origin>| {
-            messages.push(Kept { offset: 0, ..kept });
-            rest.push((msg_id, askers));
-        };
-        for (kept, msg_id, askers) in outbox.take_unconfirmed() {
-            add(kept, msg_id, askers);
-        }
-        let mut open = VecDeque::new();
-        for pending in pending {
-            match pending {
-                Pending::Append(append) => {
-                    add(append.message, append.msg_id, append.askers);
-                    if !append.is_barred {
-                        open.push_back(Pending::Stale);
-                    }
-                }
-                Pending::Rest(_) => open.push_back(pending),
-                Pending::Spill(..) | Pending::Page | Pending::Stale => open.push_back(Pending::Stale),
-            }
-        }
-        if !messages.is_empty() {
-            open.push_back(Pending::Rest(rest));
-        }
-        if !open.is_empty() {
-            self.delivery = Some(Box::new(Delivery { pending: open, ..Delivery::default() }));
-        }
-        messages
-    }
-
-    /// Moves messages from the store to the outbox while it has room; returns whether there is something to write.
-    pub fn read_on(&mut self, store: &mut impl Store, page_bytes: usize, now_ms: u64) -> bool {
-        let is_paging = self.is_paging();
-        let Some(delivery) = self.delivery.as_deref_mut() else { return false };
-        if !delivery.is_behind || is_paging {
-            return false;
-        }
-        if delivery.outbox.is_empty() {
-            delivery.moved_ms = now_ms;
-        }
-        match store.page(&self.id, delivery.paged_offset, page_bytes.min(PAGE_BYTES)) {
-            Poll::Ready(page) => self.take_page(page),
-            Poll::Pending => delivery.pending.push_back(Pending::Page),
-        }
-        self.has_unsent()
-    }
-
-    fn take_page(&mut self, page: Vec<Kept>) {
-        let Some(delivery) = self.delivery.as_deref_mut() else { return };
-        // Live again when the store has no more and was given none since it was asked.
-        let is_given_more = delivery.pending.iter().any(|pending| matches!(pending, Pending::Append(_)));
-        delivery.is_behind = !page.is_empty() || is_given_more;
-        for kept in page {
-            delivery.paged_offset = kept.offset;
-            self.last_offset = self.last_offset.max(kept.offset);
-            delivery.recent.insert(kept.identity);
-            delivery.outbox.push_stored(&kept);
-        }
-    }
-
-    /// Reads on when the outbox is emptied far enough for a page.
-    pub fn read_on_if_room(&mut self, store: &mut impl Store, limits: SessionLimits, now_ms: u64) -> bool {
-        let has_room = self
-            .delivery
-            .as_ref()
-            .is_some_and(|delivery| delivery.is_behind && delivery.outbox.has_room_for_a_page(limits.outbox));
-        has_room && self.read_on(store, limits.outbox.bytes / 2, now_ms)
-    }
-
-    /// Copies what is due to `out`.
-    pub fn take_unsent(&mut self, out: &mut Vec<u8>, bytes_max: usize) {
-        if let Some(delivery) = self.delivery.as_deref_mut() {
-            delivery.outbox.take_unsent(out, bytes_max);
-        }
-    }
-
-    /// All that was taken has been written. `answers` gets what senders learn of it, `delivered` how many milliseconds
-    /// each message that is no replay was on its way.
-    pub fn on_written(
-        &mut self,
-        store: &mut impl Store,
-        now_ms: u64,
-        answers: &mut Answers,
-        mut delivered: impl FnMut(u64),
-    ) {
-        let receiver_acks = self.receiver_acks;
-        if let Some(delivery) = self.delivery.as_deref_mut() {
-            // Another node's clock may be ahead.
-            delivery.outbox.mark_written(|accepted_ms| delivered(now_ms.saturating_sub(accepted_ms)));
-            if !receiver_acks {
-                self.finish(store, now_ms, AckStatus::Sent, answers, |outbox| outbox.pop_done(false));
-            }
-        }
-    }
-
-    /// The client has everything up to `offset`.
-    pub fn on_ack_offset(&mut self, offset: u64, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
-        self.receiver_acks = true;
-        self.finish(store, now_ms, AckStatus::Delivered, answers, |outbox| outbox.pop_acked(offset));
-    }
-
-    /// The client has this one message. Of two with the same name from different senders the older is meant.
-    pub fn on_ack_message(&mut self, escaped_msg_id: &str, store: &mut impl Store, now_ms: u64, answers: &mut Answers) {
-        self.receiver_acks = true;
-        let Some(delivery) = self.delivery.as_deref_mut() else { return };
-        let Some((entry, is_stored)) = delivery.outbox.ack_message(escaped_msg_id) else { return };
-        if entry.wants_ack {
-            answers.push(entry.origin, escaped_msg_id, AckStatus::Delivered);
-        }
-        if is_stored {
-            store.remove(&self.id, entry.offset);
-        }
-        self.finish(store, now_ms, AckStatus::Delivered, answers, |outbox| outbox.pop_done(true));
-    }
-
-    fn finish(
-        &mut self,
-        store: &mut impl Store,
-        now_ms: u64,
-        status: AckStatus,
-        answers: &mut Answers,
-        mut pop: impl FnMut(&mut Outbox) -> Option<Done>,
-    ) {
-        let Some(delivery) = self.delivery.as_deref_mut() else { return };
-        let mut trim_offset = 0;
-        let mut has_moved = false;
-        while let Some(done) = pop(&mut delivery.outbox) {
-            has_moved = true;
-            if done.entry.wants_ack {
-                answers.push(done.entry.origin, delivery.outbox.msg_id(&done), status);
-            }
-            if done.was_stored {
-                trim_offset = done.entry.offset;
-            }
-        }
-        if has_moved {
-            delivery.moved_ms = now_ms;
-            delivery.outbox.tidy();
-        }
-        if trim_offset > 0 {
-            store.trim(&self.id, trim_offset);
-        }
-    }
-
-    /// Gives the store what the recipient has left unacknowledged for `ack_wait`, and tells the senders.
-    pub fn spill_overdue(&mut self, store: &mut impl Store, limits: SessionLimits, now_ms: u64, answers: &mut Answers) {
-        self.spill(store, limits, now_ms.saturating_sub(limits.ack_wait_ms), now_ms, answers);
-    }
-
-    /// The client is gone: the store gets all that it has not acknowledged, and the senders are told.
-    pub fn spill_all(&mut self, store: &mut impl Store, limits: SessionLimits, now_ms: u64, answers: &mut Answers) {
-        self.spill(store, limits, u64::MAX, now_ms, answers);
-    }
-
-    /// Gives the client back to the store, which has all that it must have.
-    pub fn release(self, store: &mut impl Store, now_ms: u64) {
-        store.release(&self.id, self.last_offset, now_ms);
     }
 
     /// True when the outbox is at its limit, or behind the store, and has not moved for `limit_ms`.
@@ -802,61 +375,6 @@ impl Session {
         if is_quiet {
             self.delivery = None;
         }
-    }
-}
-
-/// More than an envelope adds to its payload with ids of ordinary length.
-const FRAME_OVERHEAD_BYTES: usize = 256;
-
-impl Delivery {
-    /// What the sender of a message that came before is told.
-    fn repeat(
-        &mut self,
-        inbound: &Inbound<'_>,
-        receiver_acks: bool,
-        kept_status: AckStatus,
-        answers: &mut Answers,
-    ) -> Accepted {
-        if let Some((entry, is_confirmed)) = self.outbox.find(inbound.identity) {
-            if is_confirmed {
-                return Accepted::Repeated(kept_status);
-            }
-            if entry.wants_ack && entry.origin.is_record() {
-                // The bus keeps it until the first of its records is finished.
-                return Accepted::Repeated(kept_status);
-            }
-            if inbound.origin.is_record() {
-                // The bus keeps it too: whoever waited need not wait any longer.
-                if entry.wants_ack {
-                    answers.push(entry.origin, inbound.envelope.msg_id, kept_status);
-                }
-                entry.origin = inbound.origin;
-                entry.wants_ack = true;
-                return Accepted::Pending { was_awaited: false };
-            }
-            let was_awaited = entry.wants_ack && entry.origin == inbound.origin;
-            if inbound.wants_ack {
-                entry.origin = inbound.origin;
-                entry.wants_ack = true;
-            }
-            return Accepted::Pending { was_awaited };
-        }
-        for pending in &mut self.pending {
-            if let Pending::Append(append) = pending
-                && append.message.identity == inbound.identity
-            {
-                let was_awaited = append.askers.contains(&inbound.origin);
-                if inbound.wants_ack && !was_awaited {
-                    append.askers.push(inbound.origin);
-                }
-                return Accepted::Pending { was_awaited };
-            }
-        }
-        Accepted::Repeated(match (self.is_behind, receiver_acks) {
-            (true, _) => kept_status,
-            (false, true) => AckStatus::Delivered,
-            (false, false) => AckStatus::Sent,
-        })
     }
 }
 

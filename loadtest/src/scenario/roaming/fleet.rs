@@ -6,6 +6,7 @@
 mod alarms;
 mod connections;
 mod messages;
+mod stints;
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use self::stints::Stints;
 use super::{
     backoff::Backoff,
     inbox::Inbox,
@@ -40,6 +42,7 @@ use crate::{
         worker_seed,
     },
     tally::{Tally, count},
+    targets::approximate,
     timeline::Timeline,
     worker::{Context, Progress},
 };
@@ -79,6 +82,7 @@ enum Phase {
 /// The connection on which a client was welcomed last.
 struct Live {
     number: u32,
+    node: Rc<str>,
     sender: Rc<Sender>,
     handle: Rc<StdStream>,
     server: usize,
@@ -95,6 +99,10 @@ struct Client {
     server: usize,
     inbox: Inbox,
     outgoing: Outgoing,
+    /// What it wrote over which connection.
+    stints: Stints,
+    /// When a message newer than all before arrived last.
+    newest_at: Nanos,
     backoff: Backoff,
     live: Option<Live>,
     /// The number of the connection being opened. Beside `live` only while the client moves: make before break.
@@ -146,6 +154,7 @@ pub(super) struct Fleet {
     /// Connections we said goodbye on, and when we stop waiting for the answer.
     parting: RefCell<VecDeque<(Nanos, Rc<StdStream>)>>,
     phase: Cell<Phase>,
+    began: Cell<Nanos>,
     random: RefCell<Random>,
 }
 
@@ -180,6 +189,7 @@ impl Fleet {
             opening: Cell::new(0),
             parting: RefCell::default(),
             phase: Cell::new(Phase::Opening),
+            began: Cell::default(),
             random: RefCell::new(Random::new(!worker_seed(context))),
         })
     }
@@ -218,6 +228,7 @@ impl Fleet {
     /// The run begins.
     pub(super) fn begin(&self, window: Window, drain: Duration) {
         self.phase.set(Phase::Running);
+        self.began.set(window.start);
         self.journeys.borrow_mut().timeline = Timeline::for_window(window, drain);
         for client in 0..self.len() {
             let live = self.clients[client].borrow().live.as_ref().map(|live| live.number);
@@ -335,6 +346,11 @@ impl Fleet {
 
     fn index_of(&self, client: usize) -> ClientIndex {
         ClientIndex(self.first + index_u32(client))
+    }
+
+    /// Seconds since the run began, for sentences.
+    fn seconds(&self, at: Nanos) -> f64 {
+        approximate(at.saturating_sub(self.began.get())) / 1e9
     }
 
     fn random_between(&self, least: Duration, most: Duration) -> Nanos {

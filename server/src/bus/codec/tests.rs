@@ -38,6 +38,7 @@ fn posted(msg_id: &str, from: &str, to: &str, payload: &str) -> Posted {
         ttl_ms: None,
         hops: 0,
         trail: Vec::new(),
+        login: 0,
     }
 }
 

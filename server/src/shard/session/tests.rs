@@ -1,14 +1,17 @@
 //! A session against its client, in virtual time: whatever happens to the connection, every accepted message reaches
 //! the client, in order.
 
+use std::task::Poll;
+
 use proptest::prelude::*;
 use sonic_rs::JsonValueTrait;
 use websocket::{Decoder, Event, Role};
 
 use super::*;
-use crate::protocol::PayloadField;
+use crate::protocol::{Envelope, PayloadField};
+use crate::shard::origin::Origin;
 use crate::shard::recent::identity;
-use crate::store::{LocalStore, StoreLimits};
+use crate::store::{Appended, Kept, LocalStore, Room, StoreLimits};
 
 const SENDER: u64 = 7;
 const STARTED_MS: u64 = 1_800_000_000_000;

@@ -193,6 +193,9 @@ impl RedisStore {
     /// Returns true when all were.
     pub fn stop(mut self, patience: Duration) -> bool {
         self.handle.shared.is_stopping.store(true, Ordering::Relaxed);
+        for thread in &self.threads {
+            thread.thread().unpark();
+        }
         let deadline = Instant::now() + patience;
         while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));

@@ -109,6 +109,7 @@ impl Fleet {
     ) {
         let welcome = opened.welcome.take().unwrap_or_default();
         let node = self.desk.note_node(&welcome.node_id);
+        let name = Rc::from(welcome.node_id.as_str());
         self.nodes.borrow_mut()[client] = Some(node);
         self.desk.recorder.borrow_mut().record_handshake(opened.handshake);
         self.note_return(client, client_state, &welcome, now);
@@ -123,6 +124,7 @@ impl Fleet {
         let link = self.opener.link(opened);
         client_state.live = Some(Live {
             number,
+            node: name,
             sender: Rc::clone(&link.sender),
             handle,
             server,
@@ -279,6 +281,14 @@ impl Fleet {
         count(&mut self.journeys.borrow_mut().breaks, &ending.to_string());
         let lived = now.saturating_sub(live.welcomed_at);
         self.come_back(client, client_state, Loss::Ended { ending, lived }, now);
+        if client_state.is_stopped {
+            self.journeys.borrow_mut().note_disorder(|| {
+                let (id, node, number) = (self.run.client_id(self.index_of(client)), &live.node, live.number);
+                let (from, until) = (self.seconds(live.welcomed_at), self.seconds(now));
+                let tried = client_state.connections;
+                format!("{id} on {node}#{number} ({from:.3}..{until:.3} s, {tried} connections tried): {ending}")
+            });
+        }
     }
 
     /// Plans the next attempt, unless there is to be none.

@@ -57,6 +57,9 @@ impl Fleet {
             let stamp = Stamp { sender, sequence, due, late };
             outbox.text(self.template.borrow_mut().compose(stamp, recipient));
             self.journeys.borrow_mut().resent += u64::from(is_repeated);
+            if let Some(live) = &client_state.live {
+                client_state.stints.note(sequence, live.number, &live.node, now);
+            }
             if is_displaced {
                 self.streams.borrow_mut()[client].displace(sequence);
             }
@@ -120,7 +123,18 @@ impl Fleet {
             self.desk.tally.borrow_mut().ledger.misdelivered += 1;
             return;
         }
-        let insert = self.streams.borrow_mut()[peer].receive(sequence);
+        let insert = {
+            let stream = &mut self.streams.borrow_mut()[peer];
+            let (newest, reordered) = (stream.newest_received(), stream.reordered());
+            let insert = stream.receive(sequence);
+            if stream.reordered() > reordered {
+                self.note_reordered(client, client_state, sequence, newest.unwrap_or_default(), now);
+            }
+            insert
+        };
+        if insert == Some(Insert::Newest) {
+            client_state.newest_at = now;
+        }
         match insert {
             None => self.desk.tally.borrow_mut().ledger.corrupt += 1,
             Some(Insert::Repeat) => {}
@@ -135,6 +149,24 @@ impl Fleet {
                 self.note_caught_up(client, client_state, journeys, now);
             }
         }
+    }
+
+    /// Message `sequence` of the client's peer came after its `newest`.
+    fn note_reordered(&self, client: usize, client_state: &Client, sequence: u64, newest: u64, now: Nanos) {
+        self.journeys.borrow_mut().note_disorder(|| {
+            let peer = peer_of(client);
+            let [from, to] = [peer, client].map(|client| self.run.client_id(self.index_of(client)));
+            let [at, newest_at] = [now, client_state.newest_at].map(|at| self.seconds(at));
+            let over = client_state.live.as_ref().map_or_else(String::new, |live| {
+                format!("{}#{} (since {:.3} s)", live.node, live.number, self.seconds(live.welcomed_at))
+            });
+            let sender = self.clients[peer].borrow();
+            let [written, newest_written] = [sequence, newest].map(|it| sender.stints.of(it, |at| self.seconds(at)));
+            format!(
+                "{from} to {to}: {sequence} arrived at {at:.3} s over {over}, after {newest} at {newest_at:.3} s; \
+                 {sequence} was written over {written}, {newest} over {newest_written}"
+            )
+        });
     }
 
     /// The server confirmed one of the client's messages.

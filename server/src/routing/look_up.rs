@@ -1,0 +1,124 @@
+//! Messages for a client without a session here, and with no node to go to: the store is asked to keep them, and tells
+//! if it knows of a session elsewhere.
+//!
+//! Invariant: of one queue, one question is open at a time; those it is about stay at the head until the answer.
+
+use ring::NodeId;
+
+use crate::protocol::{ClientId, escape};
+use crate::shard::slab::Key;
+use crate::store::request::{Author, StoreAnswer, StoreRequest, Ticket};
+use crate::store::{AnyStore, Room};
+
+use super::arrival::with_arrival;
+use super::dispatcher::Dispatcher;
+use super::relay::HOPS_MAX;
+use super::waiting::{Why, cost};
+
+/// Messages given to the store at a time for a recipient without a session here.
+const BATCH_MESSAGES_MAX: usize = 64;
+/// Bytes of them.
+const BATCH_BYTES_MAX: usize = 512 * 1024;
+
+impl Dispatcher {
+    /// Asks the store to keep the first messages of a queue, unless it knows of a session elsewhere.
+    pub(super) fn look(&mut self, key: Key, client: &str) -> bool {
+        let anyone = self.is_sent_on_too_often(key);
+        let Ok(client) = ClientId::try_from(client) else { return false };
+        let wall_ms = self.now.wall_ms;
+        if self.ring.load().is_none() {
+            self.counters.unresolved_no_ring.add(1);
+        }
+        let Some(queue) = self.waiting.get_mut(key) else { return false };
+        let author = if anyone {
+            self.counters.unresolved_hops.add(1);
+            Author::Anyone
+        } else {
+            Author::Other { past: queue.past.clone() }
+        };
+        let mut messages = Vec::new();
+        let (mut bytes, mut owed) = (0, None);
+        // What waits for a fence does not go with what is ahead of it.
+        let is_ahead = queue.items.front().is_some_and(|held| held.is_ahead);
+        // Nor what waits for its sender's next coming.
+        let login = queue.items.front().map_or(0, |held| held.posted.login);
+        for held in queue.items.iter().take(BATCH_MESSAGES_MAX.min(queue.batch_max)) {
+            let is_owed = held.posted.origin.is_record();
+            if *owed.get_or_insert(is_owed) != is_owed
+                || bytes > BATCH_BYTES_MAX
+                || held.is_ahead != is_ahead
+                || held.posted.login > login
+                || (held.posted.hops >= HOPS_MAX) != anyone
+                || (held.expires_ms <= wall_ms && !messages.is_empty())
+            {
+                break;
+            }
+            bytes += cost(&held.posted);
+            messages.push(with_arrival(&held.posted, held.expires_ms, |arrival| arrival.inbound.keep(0)));
+        }
+        queue.why = Why::Store(messages.len());
+        let room = if owed == Some(true) { Room::Owed } else { Room::IfFree };
+        if let AnyStore::Remote(remote) = &mut self.store {
+            remote.ask(Ticket::waiting(key), StoreRequest::Append { client, author, messages, room });
+        }
+        false
+    }
+
+    /// The store has answered about the first messages of a queue.
+    pub(super) fn on_looked(&mut self, key: Key, answer: StoreAnswer) {
+        let Some(queue) = self.waiting.get_mut(key) else { return };
+        let Why::Store(count) = queue.why else { return };
+        queue.why = Why::Room;
+        queue.past = None;
+        let (client, hash) = (queue.client.clone(), queue.hash);
+        match answer {
+            StoreAnswer::Appended { .. } => {
+                queue.batch_max = usize::MAX;
+                for index in 0..count {
+                    let Some(held) = self.waiting.pop(key) else { break };
+                    if index == 0 && held.posted.hops >= HOPS_MAX {
+                        self.nudge(&client, hash);
+                    }
+                    self.counters.delivered_kept.add(1);
+                    self.tell(
+                        held.posted.origin,
+                        &escape(&held.posted.msg_id),
+                        Some(Ok(self.rules.session.kept_status)),
+                    );
+                    self.place(held.placing);
+                }
+            }
+            StoreAnswer::Refused(_) if count > 1 => queue.batch_max = 1,
+            StoreAnswer::Refused(_) if self.is_first_sent_on(key) => {
+                // Accepted long ago: it waits here, uncommitted, and the store is asked again with the next tick.
+                self.counters.owed_refused.add(1);
+                return;
+            }
+            StoreAnswer::Refused(cause) => {
+                if let Some(held) = self.waiting.pop(key) {
+                    let refusal = self.refusal(cause);
+                    self.tell(held.posted.origin, &escape(&held.posted.msg_id), Some(Err(refusal)));
+                    self.place(held.placing);
+                }
+            }
+            StoreAnswer::Elsewhere(holder) if holder.node == self.me.node || self.is_retired(&holder.node) => {
+                // An earlier life of this node, whose topic this one reads; or a node whose topic was drained.
+                if let Some(queue) = self.waiting.get_mut(key) {
+                    queue.past = Some((holder.node, holder.incarnation));
+                }
+            }
+            StoreAnswer::Elsewhere(holder) => {
+                self.learn(&client, &holder);
+            }
+            StoreAnswer::Claimed { .. } | StoreAnswer::Page(_) | StoreAnswer::Done => {}
+        }
+        self.go_on(key);
+    }
+
+    /// True for a node that is gone for good: neither the ring nor any heartbeat knows it.
+    fn is_retired(&mut self, node: &NodeId) -> bool {
+        let is_live = self.live_nodes.as_ref().is_none_or(|live| live.contains(node));
+        let has_slots = self.ring.load().is_none_or(|ring| ring.weights().index(node).is_some());
+        !is_live && !has_slots
+    }
+}
