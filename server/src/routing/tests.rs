@@ -206,7 +206,7 @@ fn a_take_over_waits_for_every_session_of_the_client_here() {
 fn what_a_silent_nodes_topic_held_does_not_go_back_there() {
     let mut node = dispatcher("n0");
     know(&mut node, "n2", 7);
-    node.live_nodes = Some(Arc::new([address("n0").node, address("n3").node].into()));
+    node.note_live([address("n0").node, address("n3").node].into());
     // What comes straight from its sender's node waits in the silent one's topic, whoever reads that.
     let fresh = posted(&mut node, "1", &["n1"]);
     read(&mut node, 1, "n1", Record::Message(fresh));
@@ -224,7 +224,7 @@ fn what_a_silent_nodes_topic_held_does_not_go_back_there() {
 #[test]
 fn what_a_silent_nodes_topic_held_is_kept_for_a_client_that_has_not_come_back() {
     let mut node = dispatcher("n0");
-    node.live_nodes = Some(Arc::new([address("n0").node].into()));
+    node.note_live([address("n0").node].into());
     let forwarded = posted(&mut node, "1", &["n1", "n2"]);
     read(&mut node, 1, "n1", Record::Message(forwarded));
     let [(ticket, _)] = asked(&mut node)[..] else { panic!("the store was not asked") };
@@ -233,4 +233,20 @@ fn what_a_silent_nodes_topic_held_is_kept_for_a_client_that_has_not_come_back() 
     let [(_, StoreRequest::Append { author, .. })] = &asked(&mut node)[..] else { panic!("the store was not asked") };
     assert!(matches!(author, Author::Other { past: Some((past, 1)) } if past.as_str() == "n2"));
     assert!(sent_to(&mut node, "n2").is_empty());
+}
+
+#[test]
+fn a_client_is_looked_for_elsewhere_when_its_node_falls_silent() {
+    let mut node = dispatcher("n0");
+    node.note_live([address("n0").node, address("n2").node].into());
+    know(&mut node, "n2", 7);
+    accept(&mut node, "1");
+    assert_eq!(sent_to(&mut node, "n2").len(), 1);
+    node.note_live([address("n0").node].into());
+    // Behind a fence, for the first may stand there still.
+    accept(&mut node, "2");
+    let [Record::Fence { id, .. }] = sent_to(&mut node, "n2")[..] else { panic!("no fence") };
+    assert!(asked(&mut node).is_empty());
+    read(&mut node, 1, "n2", Record::Fenced { id, shard: 0, incarnation: 1 });
+    let [(_, StoreRequest::Append { .. })] = asked(&mut node)[..] else { panic!("the store was not asked") };
 }

@@ -157,7 +157,7 @@ impl State {
             let membership = links.membership.load();
             if membership.is_known() {
                 let live = membership.iter().map(|(node, _)| node.clone()).collect();
-                self.dispatch.live_nodes = Some(Arc::new(live));
+                self.dispatch.note_live(live);
             }
         }
     }
