@@ -128,6 +128,12 @@ pub enum Poison {
         /// The limit.
         limit: usize,
     },
+    /// Kafka does not take it where it should go.
+    #[error("value is {bytes} bytes, more than the topic of its recipient's node takes")]
+    Refused {
+        /// Its length.
+        bytes: usize,
+    },
     /// Not JSON of this protocol.
     #[error("malformed value: {0}")]
     Malformed(&'static str),
@@ -143,11 +149,14 @@ pub enum Poison {
 }
 
 impl Poison {
+    /// Every word there is.
+    pub const CAUSES: [&'static str; 6] = ["empty", "too_large", "malformed", "client_id", "header", "unknown_kind"];
+
     /// A stable word for the header, as the nodes write it.
     pub fn cause(&self) -> &'static str {
         match self {
             Self::Empty => "empty",
-            Self::TooLarge { .. } => "too_large",
+            Self::TooLarge { .. } | Self::Refused { .. } => "too_large",
             Self::Malformed(_) => "malformed",
             Self::ClientId(_) => "client_id",
             Self::Header(_) => "header",

@@ -173,6 +173,11 @@ impl Paths {
         self.hints.remove(client);
     }
 
+    /// No recipient is looked for any more at a node for which this holds.
+    pub fn forget_nodes(&mut self, is_lost: impl Fn(&NodeId) -> bool) {
+        self.hints.retain(|_, hint| !is_lost(&hint.holder.node));
+    }
+
     /// Hints that are held.
     pub fn hints(&self) -> usize {
         self.hints.len()
