@@ -113,6 +113,8 @@ impl Lanes {
 pub(super) struct Group {
     pub(super) jobs: Vec<Job>,
     pub(super) bytes: usize,
+    /// Which connection they took.
+    pub(super) link: usize,
     // How many replies each job has.
     replies: Vec<usize>,
 }
@@ -129,7 +131,7 @@ impl Group {
         if is_transaction {
             pack.command(&["EXEC"]);
         }
-        Self { bytes: jobs.iter().map(|job| job.bytes).sum(), jobs, replies }
+        Self { bytes: jobs.iter().map(|job| job.bytes).sum(), link: 0, jobs, replies }
     }
 
     /// Reads what became of each request, in order.
