@@ -31,6 +31,9 @@ CLAIMS=200000
 # What a node does though nobody sends: with so many sessions, its metrics read so often.
 IDLE_SESSIONS=10000
 SCRAPE_SECONDS=5
+# A node's default, and longer than a run.
+PING=25s
+NO_PING=600s
 GENERATOR_NICE=-10
 EXIT_VOID=3
 
@@ -62,12 +65,14 @@ trap 'status=$?; scripts/services.sh down; end_all "$status"' EXIT
 
 # By name.
 declare -A NODE_PIDS=() NODE_URLS=()
+# What a row asks of its nodes beside the usual.
+NODE_OPTIONS=()
 
 # start_node NAME ADDRESS  Waits until the node has joined, which takes Kafka and Redis.
 start_node() {
     local admin deadline=$((SECONDS + READY_WAIT_SECONDS))
     start "$1" "$TARGET_DIR/release/rtc-server" --node-id "$1" --kafka "$RTC_KAFKA" --redis "$RTC_REDIS" --shards 1 \
-        --listen "$2" --admin-listen 127.0.0.1:0 --log info
+        --listen "$2" --admin-listen 127.0.0.1:0 --log info "${NODE_OPTIONS[@]}"
     NODE_PIDS[$1]=$READY_PID
     NODE_URLS[$1]=ws://$(ready_field listen)
     admin=$(ready_field admin)
@@ -298,12 +303,19 @@ sessions() {
     curl --silent --fail "http://$1/metrics" | awk '$1 == "rtc_socket_sessions" { print $2 }'
 }
 
-# Heartbeats, leases, pings and the metrics that are read are all that the node does then.
+# Heartbeats, leases, claims that are renewed and the metrics that are read are all that the node does then; and pings.
 row_overhead() {
+    overhead "$NO_PING"
+    overhead "$PING"
+}
+
+# overhead PING_INTERVAL  Measures a node all of whose clients are silent.
+overhead() {
     local generator admin before after scrapes=0
+    NODE_OPTIONS=(--ping-interval "$1")
     start_nodes a
     admin=$(ready_field admin)
-    echo "overhead: $IDLE_SESSIONS silent sessions" >&2
+    echo "overhead: $IDLE_SESSIONS silent sessions, pinged after $1" >&2
     "$TARGET_DIR/release/rtc-loadtest" idle --url "$URLS" --connections "$IDLE_SESSIONS" --quiet --json "$REPORT" \
         --duration "$((seconds + 6 * SETTLE_SECONDS))s" >&2 &
     generator=$!
@@ -319,9 +331,10 @@ row_overhead() {
         scrapes=$((scrapes + 1))
     done
     after=$(cpu_us "${NODE_PIDS[@]}")
-    note overhead "{\"sessions\": $(<"$SCRATCH/sessions"), \"seconds\": $((scrapes * SCRAPE_SECONDS)), \"cpu_us\": $((after - before))}"
+    note overhead "{\"ping_interval\": \"$1\", \"sessions\": $(<"$SCRATCH/sessions"), \"seconds\": $((scrapes * SCRAPE_SECONDS)), \"cpu_us\": $((after - before))}"
     wait "$generator"
     stop_nodes
+    NODE_OPTIONS=()
 }
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def balancer_metrics():
     """Those of the balancer are registered by name; the library adds `_total` to those that only rise."""
     text = program(ROOT / "balancer/src/metrics.rs")
     registered = re.findall(r'registry\.register\(\s*"(rtc_[a-z0-9_]+)",\s*"[^"]*",\s*(\w+)', text)
-    counters = set(re.findall(r"let (\w+) = Family::<\w+, Counter\b", text))
+    counters = set(re.findall(r"let (\w+) = (?:Family::<\w+, Counter\b|counted\()", text))
     names = {name + "_total" if variable in counters else name for name, variable in registered}
     names |= set(re.findall(r'gauge\(&mut registry, "(rtc_[a-z0-9_]+)"', text))
     return names | {name + "_total" for name in re.findall(r'\(\s*"(rtc_[a-z0-9_]+)",\s*"[^"]*",\s*[^)]', text)

@@ -37,6 +37,9 @@ pub struct Args {
     /// Kafka brokers
     #[arg(long, value_name = "HOST:PORT,…", help_heading = "Addresses")]
     pub kafka: Option<String>,
+    /// More settings of the Kafka client library, such as security.protocol=ssl
+    #[arg(long, value_name = "KEY=VALUE,…", value_delimiter = ',', help_heading = "Addresses")]
+    pub kafka_options: Option<Vec<String>>,
     /// Redis
     #[arg(long, value_name = "redis://…", help_heading = "Addresses")]
     pub redis: Option<String>,

@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use ring::NodeId;
+use rtc_balancer::http::DRAIN_WINDOW_MS_MAX;
+use rtc_balancer::kafka::Kafka;
 use rtc_balancer::prometheus::Questions;
 use rtc_balancer::rules::{PolicyKind, PolicyRules, Rules, ScalingRules, ScoreRules, TriggerRules};
 use rtc_balancer::service::Settings;
@@ -28,6 +30,8 @@ const TIME_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 pub struct Config {
     /// Kafka brokers.
     pub kafka: Option<String>,
+    /// Settings of the Kafka client library, each `key=value`.
+    pub kafka_options: Vec<String>,
     /// Redis.
     pub redis: Option<String>,
     /// Where the page and the look-ups are served.
@@ -119,6 +123,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             kafka: None,
+            kafka_options: Vec::new(),
             redis: None,
             listen: ([127, 0, 0, 1], 8090).into(),
             insecure_allow_anonymous: false,
@@ -219,7 +224,7 @@ impl Config {
         macro_rules! overlay_optional {
             ($($field:ident)*) => { $(if args.$field.is_some() { self.$field = args.$field; })* };
         }
-        overlay!(listen insecure_allow_anonymous policy seed poll heartbeat_timeout lease log log_format);
+        overlay!(kafka_options listen insecure_allow_anonymous policy seed poll heartbeat_timeout lease log log_format);
         overlay_optional!(kafka redis prometheus node_id);
     }
 
@@ -237,6 +242,12 @@ impl Config {
             let is_known = ["redis://", "redis+unix://", "unix://"].iter().any(|scheme| url.starts_with(scheme));
             ensure!(is_known, "redis is {url}: give a URL that begins with redis://");
         }
+        for option in &self.kafka_options {
+            ensure!(
+                option.split_once('=').is_some_and(|(key, _)| !key.trim().is_empty()),
+                "kafka_options has {option}: give key=value, such as security.protocol=ssl"
+            );
+        }
         ensure!(self.seed <= ring::control::WHOLE_MAX, "seed is {}: give 0 to {}", self.seed, ring::control::WHOLE_MAX);
         crate::logging::check(&self.log)?;
         self.check_times()?;
@@ -250,7 +261,7 @@ impl Config {
             ("poll_ms", of(self.poll), 50, 60_000),
             ("heartbeat_timeout_ms", of(self.heartbeat_timeout), 1_000, TIME_MS_MAX),
             ("lease_ms", of(self.lease), 1_000, TIME_MS_MAX),
-            ("drain_window_ms", of(self.drain_window), 0, TIME_MS_MAX),
+            ("drain_window_ms", of(self.drain_window), 0, DRAIN_WINDOW_MS_MAX),
             ("weights.smoothing_half_life_ms", weights.smoothing_half_life_ms, 0, TIME_MS_MAX),
             ("weights.confirm_half_life_ms", weights.confirm_half_life_ms, 0, TIME_MS_MAX),
             ("weights.slow_start_ms", weights.slow_start_ms, 0, TIME_MS_MAX),
@@ -340,6 +351,13 @@ impl Config {
             heartbeat_timeout: self.heartbeat_timeout,
             vanished_share_max: self.vanished_share_max,
         }
+    }
+
+    /// Where Kafka is and how it is spoken to, if it is given.
+    pub fn kafka(&self) -> Option<Kafka> {
+        let options = self.kafka_options.iter().filter_map(|option| option.split_once('='));
+        let options = options.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect();
+        self.kafka.as_ref().map(|brokers| Kafka { brokers: brokers.clone(), options })
     }
 
     /// What Prometheus is asked.

@@ -3,7 +3,8 @@
 //! Pure: no I/O, no clock. What comes out counts as published: a caller that cannot publish starts from the ring that
 //! is published, with [`State::adopt`].
 
-use std::collections::BTreeMap;
+mod starting;
+
 use std::sync::Arc;
 
 use ring::control::{RingUpdate, WHOLE_MAX};
@@ -15,6 +16,9 @@ use crate::rules::{PolicyKind, PolicyRules, Rules};
 use crate::scaling::{Recommendation, Scaling};
 use crate::score::{self, Score};
 use crate::triggers::{self, Ages, Cause, Seen};
+use starting::Start;
+
+pub use starting::Starting;
 
 /// The plan stays so far below the limit of movement: the ring deals slots out to within a per cent.
 const MOVED_SHARE_MARGIN: f64 = 0.96;
@@ -28,19 +32,14 @@ const ATTEMPTS_MAX: usize = 3;
 pub struct State {
     ring: Option<Arc<Ring>>,
     smoothing: Smoothing,
-    // Nodes that joined a running cluster and have not reached an average weight: when they joined, steps taken.
-    starting: BTreeMap<NodeId, Start>,
+    starting: Starting,
     scaling: Scaling,
     updated_ms: Option<u64>,
     overload_ms: Option<u64>,
+    // Updates because of overload that followed on each other.
+    reliefs: u32,
     // Invariant: never goes back, whatever `now` the caller gives.
     now_ms: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Start {
-    joined_ms: u64,
-    steps: u32,
 }
 
 /// What a decision is made from.
@@ -100,11 +99,18 @@ pub struct Extreme {
 }
 
 impl State {
-    /// Takes a ring over that was decided elsewhere, unless it is older than the one that is known.
-    pub fn adopt(&mut self, ring: Arc<Ring>, now_ms: u64) {
+    /// Takes a ring over that was decided elsewhere, with what whoever decided it knew of slow starts, unless it is older
+    /// than the one that is known.
+    pub fn adopt(&mut self, ring: Arc<Ring>, mut starting: Starting, now_ms: u64) {
         if self.ring.as_ref().is_some_and(|known| known.version() >= ring.version()) {
             return;
         }
+        starting.retain(|node, start| {
+            // Whoever wrote it may have had a clock that was ahead.
+            start.joined_ms = start.joined_ms.min(now_ms);
+            ring.weights().weight(node).is_some()
+        });
+        self.starting = starting;
         self.ring = Some(ring);
         self.updated_ms = Some(now_ms);
         self.smoothing.restart_slow();
@@ -113,6 +119,11 @@ impl State {
     /// Returns the last ring.
     pub fn ring(&self) -> Option<&Arc<Ring>> {
         self.ring.as_ref()
+    }
+
+    /// Returns which nodes are in their slow start.
+    pub fn starting(&self) -> &Starting {
+        &self.starting
     }
 
     /// Makes the first scale-in wait: what an earlier leader has signalled is not known.
@@ -142,6 +153,9 @@ pub fn decide(state: &mut State, rules: &Rules, inputs: &Inputs<'_>, now_ms: u64
         // A first ring has looked at the load already: the same load is no reason for a second.
         let was_first = change.removed.is_empty() && change.joined.len() == round.nodes.len();
         if matches!(change.cause, Some(Cause::Extreme { .. })) || (was_first && decision.extreme.is_some()) {
+            let memory_ms = triggers::relief_memory_ms(&rules.triggers);
+            let is_next = state.overload_ms.is_some_and(|at_ms| state.now_ms - at_ms < memory_ms);
+            state.reliefs = if is_next { state.reliefs.saturating_add(1) } else { 1 };
             state.overload_ms = Some(state.now_ms);
         }
         state.smoothing.restart_slow();
@@ -289,61 +303,10 @@ impl<'a> Round<'a> {
         self.announce(Some(ring), &weights, joined, removed, None)
     }
 
-    /// Lets nodes that joined lately have a step more, unless they show that they are loaded enough.
-    fn slow_start(&self, state: &mut State, ring: &Ring) -> Option<Change> {
-        let policy = &self.rules.policy;
-        let now_ms = state.now_ms;
-        let mut risen: Vec<NodeId> = Vec::new();
-        for (node, start) in &mut state.starting {
-            let steps = steps_due(now_ms.saturating_sub(start.joined_ms), policy);
-            if steps > start.steps {
-                start.steps = steps;
-                risen.push(node.clone());
-            }
-        }
-        if risen.is_empty() {
-            return None;
-        }
-        let caps: Vec<f64> = self.nodes.iter().map(|node| self.cap(state, Some(node))).collect();
-        state.starting.retain(|_, start| start.steps < policy.slow_start_steps);
-        let current = |index: usize| self.weights[index].map_or(0.0, |weight| f64::from(weight.get()));
-        let weights = if policy.kind == PolicyKind::Proportional {
-            policy::proportional(&self.candidates(current, |index| caps[index], &self.deviations))
-        } else {
-            let has_enough = |index: usize| self.deviations[index].is_some_and(|load| load >= -policy.dead_band);
-            let mut weights: Vec<f64> = (0..self.nodes.len()).map(current).collect();
-            let gain = |index: usize| (caps[index].min(f64::from(WEIGHT_AVERAGE)) - current(index)).max(0.0);
-            let gains: Vec<(usize, f64)> = (0..self.nodes.len())
-                .filter(|index| risen.contains(self.nodes[*index]) && !has_enough(*index))
-                .map(|index| (index, gain(index)))
-                .collect();
-            let gained: f64 = gains.iter().map(|(_, gain)| gain).sum();
-            let total = f64::from(policy::total(self.nodes.len()));
-            let gained_max = policy.moved_share_max * MOVED_SHARE_MARGIN * total;
-            let pace = if gained > gained_max { gained_max / gained } else { 1.0 };
-            let rising: f64 = gains.iter().map(|(index, _)| weights[*index]).sum();
-            let others = total - rising;
-            let scale = if others > 0.0 { (others - gained * pace).max(0.0) / others } else { 1.0 };
-            for weight in &mut weights {
-                *weight *= scale;
-            }
-            for (index, gain) in gains {
-                weights[index] = current(index) + gain * pace;
-            }
-            policy::apportion(&weights)
-        };
-        let is_same = self.weights.iter().zip(&weights).all(|(old, new)| old.map(Weight::get) == Some(*new));
-        if is_same {
-            return None;
-        }
-        let mut change = self.announce(Some(ring), &weights, Vec::new(), Vec::new(), None)?;
-        change.update.reason = format!("slow-start: {}", list(&risen));
-        Some(change)
-    }
-
     fn rebalanced(&self, state: &State, ring: &Ring) -> Option<Change> {
         let age = |at_ms: Option<u64>| at_ms.map(|at_ms| state.now_ms.saturating_sub(at_ms));
-        let ages = Ages { update_ms: age(state.updated_ms), overload_ms: age(state.overload_ms) };
+        let ages =
+            Ages { update_ms: age(state.updated_ms), overload_ms: age(state.overload_ms), reliefs: state.reliefs };
         let cause = triggers::cause(&self.seen(), ages, &self.rules.policy, &self.rules.triggers)?;
         let mut moved_share_max = self.rules.policy.moved_share_max * MOVED_SHARE_MARGIN;
         for _ in 0..ATTEMPTS_MAX {
@@ -393,17 +356,6 @@ impl<'a> Round<'a> {
             cap: cap(index),
         };
         (0..self.nodes.len()).map(candidate).collect()
-    }
-
-    /// The most a node may have yet.
-    fn cap(&self, state: &State, node: Option<&NodeId>) -> f64 {
-        let policy = &self.rules.policy;
-        match node.and_then(|node| state.starting.get(node)) {
-            Some(start) if start.steps < policy.slow_start_steps => {
-                f64::from(WEIGHT_AVERAGE) * f64::from(start.steps) / f64::from(policy.slow_start_steps.max(1))
-            }
-            _ => f64::INFINITY,
-        }
     }
 
     /// Whether the expected gain is worth the keys that move; `proportional` does not ask.
@@ -464,13 +416,6 @@ fn peak_over_mean(loads: &[f64]) -> Option<f64> {
 fn even(load: Load, weight: Option<Weight>) -> Load {
     let weight = weight.map_or(f64::from(WEIGHT_AVERAGE), |weight| f64::from(weight.get()));
     Load { connections: load.connections * f64::from(WEIGHT_AVERAGE) / weight, ..load }
-}
-
-/// The steps of its slow start that a node has been given after `age_ms`.
-fn steps_due(age_ms: u64, policy: &PolicyRules) -> u32 {
-    let steps = u64::from(policy.slow_start_steps.max(1));
-    let done = age_ms.saturating_mul(steps - 1) / policy.slow_start_ms.max(1);
-    u32::try_from((1 + done).min(steps)).unwrap_or(u32::MAX)
 }
 
 fn reason(joined: &[NodeId], removed: &[NodeId], cause: Option<&Cause>) -> String {

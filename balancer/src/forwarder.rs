@@ -24,10 +24,12 @@ use rdkafka::{Offset, TopicPartitionList};
 use ring::{NODES_MAX, NodeId, RingVersion};
 use tracing::{debug, warn};
 
-use plan::Kind;
+use plan::{Kind, Poison};
 use reading::Task;
-use sender::{ANSWER_TIMEOUT, NODE_TOPIC_PREFIX};
+use sender::NODE_TOPIC_PREFIX;
 use watch::{Ending, Ends, Orders, Sight, Watch};
+
+use crate::kafka::{ANSWER_TIMEOUT, Kafka};
 
 /// How often Kafka is asked for topics of nodes that are gone, and for late records in them.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
@@ -43,8 +45,8 @@ const TOPICS_MAX: usize = 2 * NODES_MAX;
 pub struct Settings {
     /// This balancer.
     pub name: NodeId,
-    /// `HOST:PORT,…`.
-    pub kafka: String,
+    /// Where the topics are.
+    pub kafka: Kafka,
     /// A URL.
     pub redis: String,
     /// Silence after which a node is gone.
@@ -56,8 +58,7 @@ pub struct Settings {
 pub struct Forwarded {
     sent: [AtomicU64; Kind::ALL.len()],
     dropped: [AtomicU64; Kind::ALL.len()],
-    /// Records that nobody can use.
-    pub poison: AtomicU64,
+    buried: [AtomicU64; Poison::CAUSES.len()],
     /// Readings that could not go on.
     pub failures: AtomicU64,
     /// Topics that are being read.
@@ -71,6 +72,18 @@ impl Forwarded {
 
     fn count_dropped(&self, kind: Kind) {
         self.dropped[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_buried(&self, poison: &Poison) {
+        let counters = Poison::CAUSES.iter().zip(&self.buried);
+        for (_, counter) in counters.filter(|(cause, _)| **cause == poison.cause()) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Records that cannot be forwarded and went to the dead letters, by cause.
+    pub fn buried(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Poison::CAUSES.into_iter().zip(&self.buried).map(|(cause, count)| (cause, count.load(Ordering::Relaxed)))
     }
 
     /// Records that went on, or were answered, by kind.
@@ -99,7 +112,8 @@ impl Forwarder {
     pub fn start(settings: Settings, counted: Arc<Forwarded>) -> anyhow::Result<Self> {
         let redis = redis::Client::open(settings.redis.as_str()).context("redis is not a URL")?;
         // Asks for topics and their ends only, and is in no group.
-        let consumer: BaseConsumer = sender::client(&settings.kafka).set("group.id", "rtc-balancer-unused").create()?;
+        let consumer: BaseConsumer =
+            settings.kafka.client("rtc-forwarder", &[("group.id", "rtc-balancer-unused")]).create()?;
         let (sight, is_stopping) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
         let (ended, endings) = channel();
         let office = Office {
@@ -259,7 +273,7 @@ impl Office {
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let is_stopping = Arc::new(AtomicBool::new(false));
         let task = Task {
-            brokers: self.settings.kafka.clone(),
+            kafka: self.settings.kafka.clone(),
             redis: self.redis.clone(),
             dead: node.clone(),
             ring,

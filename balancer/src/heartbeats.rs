@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use ring::control::Heartbeat;
-use ring::{ControlError, NODES_MAX, NodeId, RingVersion};
+use ring::{ControlError, NODES_MAX, NodeId, Ring, RingVersion};
 
 /// Versions rise by one at a time: a node that claims more than this has not counted there.
 const BELIEVABLE_VERSION_MAX: u64 = 1 << 52;
@@ -82,6 +82,12 @@ pub enum Refusal {
     /// The node has reported already in this round; the first report counts.
     #[error("the node has reported twice")]
     Duplicate,
+    /// It speaks for another node than the one under whose name it stands.
+    #[error("nodeId is {claimed}, which is another node")]
+    Name {
+        /// Whom it names.
+        claimed: NodeId,
+    },
     /// It claims a ring that there cannot be.
     #[error("ringVersion is {version}, no ring counts that far")]
     Version {
@@ -99,9 +105,31 @@ impl Refusal {
         match self {
             Self::Unreadable(_) => "unreadable",
             Self::Duplicate => "duplicate",
+            Self::Name { .. } => "name",
             Self::Version { .. } => "version",
             Self::TooManyNodes => "too_many_nodes",
         }
+    }
+}
+
+/// Reads what a node has said, wherever it stood: in Redis under the name `node`, or in a recorded line.
+///
+/// # Errors
+/// When it cannot be read, has a figure out of its range, claims an impossible ring or names another node. A node that is
+/// alive all the same has its place by [`Reports::keep`].
+pub fn read(body: &[u8], node: Option<&NodeId>) -> Result<Heartbeat, Refusal> {
+    let heartbeat = Heartbeat::decode(body)?;
+    check_version(heartbeat.ring_version)?;
+    if node.is_some_and(|node| *node != heartbeat.node_id) {
+        return Err(Refusal::Name { claimed: heartbeat.node_id });
+    }
+    Ok(heartbeat)
+}
+
+fn check_version(version: Option<RingVersion>) -> Result<(), Refusal> {
+    match version.filter(|version| version.get() > BELIEVABLE_VERSION_MAX) {
+        Some(version) => Err(Refusal::Version { version }),
+        None => Ok(()),
     }
 }
 
@@ -117,9 +145,7 @@ impl Reports {
     /// # Errors
     /// When it is the node's second, comes from one node too many, or claims an impossible ring.
     pub fn insert(&mut self, report: Report) -> Result<(), Refusal> {
-        if let Some(version) = report.ring_version.filter(|version| version.get() > BELIEVABLE_VERSION_MAX) {
-            return Err(Refusal::Version { version });
-        }
+        check_version(report.ring_version)?;
         if self.by_node.contains_key(&report.node) {
             return Err(Refusal::Duplicate);
         }
@@ -128,6 +154,16 @@ impl Reports {
         }
         self.by_node.insert(report.node.clone(), report);
         Ok(())
+    }
+
+    /// Keeps the place of a node that has spoken and was refused: if it is in the ring it stays there, and its load is not
+    /// known; a node that was never understood is given no clients.
+    pub fn keep(&mut self, node: &NodeId, ring: Option<&Ring>) {
+        let is_in_ring = ring.is_some_and(|ring| ring.weights().weight(node).is_some());
+        if is_in_ring && !self.by_node.contains_key(node) && self.by_node.len() < NODES_MAX {
+            let report = Report { node: node.clone(), load: None, ring_version: None };
+            self.by_node.insert(node.clone(), report);
+        }
     }
 
     /// Iterates in order of name.

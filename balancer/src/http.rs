@@ -1,23 +1,23 @@
 //! The port: look-ups for clients and tools, health and numbers for operators, the page. A few threads, each with one
 //! request at a time; none waits for Redis or Kafka but a drain.
 
+mod drain;
+
 use std::collections::VecDeque;
-use std::io::{Cursor, Read as _};
+use std::io::Cursor;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ring::control::{DrainRequest, MESSAGE_BYTES_MAX, WHOLE_MAX};
 use ring::{NodeId, NodeWeights, Ring, VersionHash};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tiny_http::{Header, Method, Request, Response, Server};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::metrics;
-use crate::nesting;
 use crate::page;
 use crate::prometheus::Answers;
-use crate::publisher::{DRAIN_TOPIC, Outgoing, Publisher};
+use crate::publisher::Publisher;
 use crate::store::Store;
 use crate::view::{NodeView, Rebalance, Snapshot, View};
 
@@ -25,16 +25,12 @@ use crate::view::{NodeView, Rebalance, Snapshot, View};
 const THREADS: usize = 4;
 /// The longest client id, as on the nodes.
 const CLIENT_ID_BYTES_MAX: usize = 128;
-/// The longest body of a drain.
-const BODY_BYTES_MAX: u64 = 4096;
-/// The deepest nesting of a drain's body.
-const BODY_DEPTH_MAX: usize = 4;
-/// The longest drain.
-const DRAIN_WINDOW_MS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// Nodes that are tried for one look-up: when the owner and so many others have no address, there is little to hope for.
 const OWNERS_TRIED_MAX: usize = 16;
 /// How often the ring is asked for before the page has one.
 const RETRY_AFTER: &str = "1";
+
+pub use drain::DRAIN_WINDOW_MS_MAX;
 
 type Answer = Response<Cursor<Vec<u8>>>;
 
@@ -123,7 +119,7 @@ fn route(office: &Office, request: &mut Request) -> Result<Answer, Problem> {
         if *request.method() != Method::Post {
             return Err(Problem::new(405, "method", "drain with POST"));
         }
-        return drain(office, request, node);
+        return drain::order(office, request, node);
     }
     let snapshot = office.view.snapshot();
     match path {
@@ -286,64 +282,6 @@ fn with_path(url: &str) -> String {
         Some((_, "")) => format!("{url}ws/connect"),
         Some(_) => url.to_owned(),
     }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct DrainBody {
-    window_ms: Option<u64>,
-    max_disconnects: Option<u64>,
-    reason: Option<String>,
-}
-
-fn drain(office: &Office, request: &mut Request, node: &str) -> Result<Answer, Problem> {
-    let is_json = request.headers().iter().any(|header| {
-        header.field.equiv("Content-Type") && header.value.as_str().trim().starts_with("application/json")
-    });
-    // Keeps forms of other sites' pages out: they cannot send this type.
-    if !is_json {
-        return Err(Problem::new(415, "content_type", "send Content-Type: application/json"));
-    }
-    let mut body = Vec::new();
-    let read = request.as_reader().take(BODY_BYTES_MAX + 1).read_to_end(&mut body);
-    if read.is_err() || body.len() as u64 > BODY_BYTES_MAX || nesting::depth(&body) > BODY_DEPTH_MAX {
-        return Err(Problem::new(413, "body", format!("the body must be at most {BODY_BYTES_MAX} bytes")));
-    }
-    let body: DrainBody = if body.trim_ascii().is_empty() {
-        DrainBody::default()
-    } else {
-        sonic_rs::from_slice(&body).map_err(|_| {
-            Problem::new(400, "body", "give {\"windowMs\":…,\"maxDisconnects\":…,\"reason\":…}, each optional")
-        })?
-    };
-    let node = NodeId::new(node).map_err(|error| Problem::new(400, "node_id", error.to_string()))?;
-    let snapshot = office.view.snapshot();
-    let view = snapshot.node(&node).ok_or_else(|| Problem::new(404, "node", "no such node"))?;
-    let is_other = |other: &&NodeView| other.node_id != node && other.state == "up";
-    if !snapshot.nodes.iter().any(|other| is_other(&other)) {
-        return Err(Problem::new(409, "last_node", "no other node is up: its clients would have nowhere to go"));
-    }
-    let window_ms =
-        body.window_ms.unwrap_or_else(|| u64::try_from(office.drain_window.as_millis()).unwrap_or(u64::MAX));
-    let reason = body.reason.unwrap_or_else(|| "asked for by an operator".to_owned());
-    if window_ms > DRAIN_WINDOW_MS_MAX || reason.len() > MESSAGE_BYTES_MAX / 2 {
-        return Err(Problem::new(400, "body", format!("windowMs must be 0 to {DRAIN_WINDOW_MS_MAX}")));
-    }
-    let drain = DrainRequest {
-        node_id: node.clone(),
-        deadline: snapshot.redis_ms.saturating_add(window_ms).min(WHOLE_MAX),
-        max_disconnects: body.max_disconnects.unwrap_or(office.drain_disconnects_max),
-        reason,
-        ts: snapshot.redis_ms,
-    };
-    let payload = drain.encode().map_err(|error| Problem::new(400, "body", error.to_string()))?;
-    let kept = office.store.lock().unwrap_or_else(PoisonError::into_inner).drain(&node, view.incarnation);
-    kept.map_err(|error| Problem::new(503, "redis", error.to_string()))?;
-    if !office.publisher.send(Outgoing { topic: DRAIN_TOPIC, key: node.to_string(), payload }) {
-        return Err(Problem::new(503, "kafka", "too many control messages wait already"));
-    }
-    info!(%node, deadline = drain.deadline, reason = drain.reason, "drain asked for");
-    Ok(json(202, &drain))
 }
 
 /// The value of one parameter, decoded.

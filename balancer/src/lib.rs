@@ -17,7 +17,8 @@
 //! | `simulate` | the same core over a model of a fleet |
 //! | `service` | the loop that looks, decides and publishes, as leader or follower |
 //! | `store` | Redis: heartbeats, lease, ring |
-//! | `publisher` | Kafka: control messages out, the ring's topic in |
+//! | `kafka` | how Kafka is spoken to |
+//! | `publisher` | control messages out to Kafka, the ring's topic in |
 //! | `forwarder` | what stands in the topics of nodes that are gone goes on to the owners of its recipients |
 //! | `prometheus` | metrics beside what the nodes report |
 //! | `view` | what is shown of all this |
@@ -29,6 +30,7 @@ pub mod decide;
 pub mod forwarder;
 pub mod heartbeats;
 pub mod http;
+pub mod kafka;
 mod metrics;
 mod nesting;
 mod page;

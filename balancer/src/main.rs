@@ -73,14 +73,19 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
 
 fn balance(config: &Config) -> anyhow::Result<ExitCode> {
     let redis = config.redis.as_deref().context("redis is not given: add --redis redis://HOST:PORT")?;
-    let kafka = config.kafka.as_deref().context("kafka is not given: add --kafka HOST:PORT")?;
+    let kafka = config.kafka().context("kafka is not given: add --kafka HOST:PORT")?;
     let name = config.name();
     let _logging = logging::start(&config.log, config.log_format)?;
     // Before anything serves: a signal from here on ends gently.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
     let listener = TcpListener::bind(config.listen).map_err(|error| cannot_listen(config.listen, &error))?;
     let store = || Store::new(redis).with_context(|| format!("redis is {redis}: give a URL such as redis://HOST:PORT"));
-    let publisher = Publisher::start(kafka).with_context(|| format!("kafka is {kafka}: give HOST:PORT,…"))?;
+    let publisher = Publisher::start(&kafka).with_context(|| {
+        format!(
+            "kafka is {}, kafka_options {:?}: give HOST:PORT,… and names of librdkafka",
+            kafka.brokers, kafka.options
+        )
+    })?;
     let answers = match &config.prometheus {
         Some(url) => Some(prometheus::start(url, config.questions()).context("a thread cannot be started")?),
         None => None,
@@ -102,7 +107,7 @@ fn balance(config: &Config) -> anyhow::Result<ExitCode> {
     let forwarder = Forwarder::start(
         forwarder::Settings {
             name: name.clone(),
-            kafka: kafka.to_owned(),
+            kafka,
             redis: redis.to_owned(),
             heartbeat_timeout: config.settings().heartbeat_timeout,
         },

@@ -57,12 +57,13 @@ fn count_forwarded(registry: &mut Registry, view: &View) {
     }
     registry.register("rtc_lb_forwarded", "Dead nodes' records sent on or answered, by kind", sent);
     registry.register("rtc_lb_forwarder_dropped", "Dead nodes' records that only they could use, by kind", dropped);
-    for (name, help, counter) in [
-        ("rtc_lb_forwarder_poison", "Dead nodes' records that nobody can use", &forwarded.poison),
-        ("rtc_lb_forwarder_failures", "Readings of dead nodes' topics that could not go on", &forwarded.failures),
-    ] {
-        registry.register(name, help, counted(counter.load(Ordering::Relaxed)));
+    let buried = Family::<CauseLabel, Counter>::default();
+    for (cause, count) in forwarded.buried() {
+        buried.get_or_create(&CauseLabel { cause }).inc_by(count);
     }
+    registry.register("rtc_lb_forwarder_poison", "Dead nodes' records that went to the dead letters, by cause", buried);
+    let failures = counted(forwarded.failures.load(Ordering::Relaxed));
+    registry.register("rtc_lb_forwarder_failures", "Readings of dead nodes' topics that could not go on", failures);
 }
 
 /// The whole page of numbers.

@@ -1,13 +1,15 @@
-//! Kafka: a thread that writes the control messages, and one that follows the ring's topic. Neither ever keeps the
-//! balancer waiting: with Kafka away the newest ring is tried again until it is delivered or a newer one takes its place.
+//! Kafka: a thread that writes rings, one that writes news, and one that follows the ring's topic. None ever keeps the
+//! balancer waiting, and no ring waits for news: with Kafka away the newest ring is tried again until it is delivered or a
+//! newer one takes its place.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{anyhow, bail};
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 use rdkafka::message::DeliveryResult;
@@ -17,6 +19,8 @@ use ring::RingVersion;
 use ring::control::RingUpdate;
 use tracing::{debug, info, warn};
 
+use crate::kafka::Kafka;
+
 /// Announces rings.
 pub const RING_TOPIC: &str = "rtc.control.ring";
 /// Recommends more nodes or fewer.
@@ -24,7 +28,7 @@ pub const SCALE_TOPIC: &str = "rtc.control.scale";
 /// Asks a node to send its clients elsewhere.
 pub const DRAIN_TOPIC: &str = "rtc.control.drain";
 
-/// Messages that wait to be written.
+/// Rings that wait to be written, and as much news.
 const WAITING_MAX: usize = 64;
 /// How long one attempt to deliver may take.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,7 +73,8 @@ impl Progress {
 /// The way to Kafka.
 #[derive(Debug, Clone)]
 pub struct Publisher {
-    outgoing: SyncSender<Outgoing>,
+    rings: SyncSender<Outgoing>,
+    news: SyncSender<Outgoing>,
     progress: Arc<Progress>,
 }
 
@@ -78,35 +83,28 @@ impl Publisher {
     ///
     /// # Errors
     /// When a client cannot be made or a thread cannot be had.
-    pub fn start(brokers: &str) -> anyhow::Result<Self> {
+    pub fn start(kafka: &Kafka) -> anyhow::Result<Self> {
         let progress = Arc::new(Progress::default());
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", brokers);
-        let context = Reports { failure: Mutex::default() };
-        let producer: BaseProducer<Reports> = config
-            .clone()
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("linger.ms", "0")
-            .set("message.max.bytes", "1000000")
-            .set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string())
-            .create_with_context(context)?;
-        let consumer: BaseConsumer = config
-            .set("group.id", "rtc-balancer-unused")
-            .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "latest")
+        let (rings, news) = (writer(kafka, "kafka-rings", &progress)?, writer(kafka, "kafka-news", &progress)?);
+        let consumer: BaseConsumer = kafka
+            .client(
+                "rtc-balancer",
+                &[
+                    ("group.id", "rtc-balancer-unused"),
+                    ("enable.auto.commit", "false"),
+                    ("auto.offset.reset", "latest"),
+                ],
+            )
             .create()?;
-        let (outgoing, waiting) = sync_channel(WAITING_MAX);
-        let told = Arc::clone(&progress);
-        std::thread::Builder::new().name("kafka-out".to_owned()).spawn(move || write(&producer, &waiting, &told))?;
         let following = Arc::clone(&progress);
         std::thread::Builder::new().name("kafka-in".to_owned()).spawn(move || follow(&consumer, &following))?;
-        Ok(Self { outgoing, progress })
+        Ok(Self { rings, news, progress })
     }
 
     /// Hands a message over; false where too many wait, which is counted.
     pub fn send(&self, message: Outgoing) -> bool {
-        match self.outgoing.try_send(message) {
+        let outgoing = if message.topic == RING_TOPIC { &self.rings } else { &self.news };
+        match outgoing.try_send(message) {
             Ok(()) => true,
             Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => {
                 self.progress.dropped.fetch_add(1, Ordering::Relaxed);
@@ -138,67 +136,96 @@ impl ProducerContext for Reports {
     }
 }
 
+/// Starts a thread that writes what it is given.
+fn writer(kafka: &Kafka, name: &str, progress: &Arc<Progress>) -> anyhow::Result<SyncSender<Outgoing>> {
+    let timeout = DELIVERY_TIMEOUT.as_millis().to_string();
+    let own = [
+        ("acks", "all"),
+        ("enable.idempotence", "true"),
+        ("linger.ms", "0"),
+        ("message.max.bytes", "1000000"),
+        ("message.timeout.ms", timeout.as_str()),
+    ];
+    let context = Reports { failure: Mutex::default() };
+    let producer: BaseProducer<Reports> = kafka.client("rtc-balancer", &own).create_with_context(context)?;
+    let (outgoing, waiting) = sync_channel(WAITING_MAX);
+    let mut writer = Writer { kafka: kafka.clone(), producer, found: BTreeSet::new(), progress: Arc::clone(progress) };
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || writer.run(&waiting))?;
+    Ok(outgoing)
+}
+
 /// Writes messages in order, one at a time: they are rare, and each should be known to have arrived.
-fn write(producer: &BaseProducer<Reports>, waiting: &Receiver<Outgoing>, progress: &Progress) {
-    let mut next: Option<Outgoing> = None;
-    let mut is_failing = false;
-    loop {
-        let Ok(message) = next.take().map_or_else(|| waiting.recv(), Ok) else { return };
-        let begun = Instant::now();
+struct Writer {
+    kafka: Kafka,
+    producer: BaseProducer<Reports>,
+    // Topics that are known to be there.
+    found: BTreeSet<&'static str>,
+    progress: Arc<Progress>,
+}
+
+impl Writer {
+    fn run(&mut self, waiting: &Receiver<Outgoing>) {
+        let mut next: Option<Outgoing> = None;
+        let mut is_failing = false;
         loop {
-            match deliver(producer, &message) {
-                Ok(()) => {
-                    progress.delivered.fetch_add(1, Ordering::Relaxed);
-                    if std::mem::take(&mut is_failing) {
-                        info!(topic = message.topic, "kafka takes control messages again");
+            let Ok(message) = next.take().map_or_else(|| waiting.recv(), Ok) else { return };
+            let begun = Instant::now();
+            loop {
+                match self.deliver(&message) {
+                    Ok(()) => {
+                        self.progress.delivered.fetch_add(1, Ordering::Relaxed);
+                        if std::mem::take(&mut is_failing) {
+                            info!(topic = message.topic, "kafka takes control messages again");
+                        }
+                        break;
                     }
-                    break;
-                }
-                Err(reason) => {
-                    progress.failed.fetch_add(1, Ordering::Relaxed);
-                    if !std::mem::replace(&mut is_failing, true) {
-                        warn!(topic = message.topic, reason, "kafka does not take a control message: trying on");
-                    }
-                }
-            }
-            let is_ring = message.topic == RING_TOPIC;
-            if !is_ring && begun.elapsed() > NEWS_TIMEOUT {
-                progress.dropped.fetch_add(1, Ordering::Relaxed);
-                break;
-            }
-            match waiting.recv_timeout(RETRY_PAUSE) {
-                // A newer ring takes this one's place; anything else waits its turn behind the ring.
-                Ok(newer) if is_ring && newer.topic == RING_TOPIC => {
-                    next = Some(newer);
-                    break;
-                }
-                Ok(other) if is_ring => {
-                    // A ring outlives news: what came behind it while Kafka was away is tried once.
-                    if deliver(producer, &other).is_err() {
-                        progress.dropped.fetch_add(1, Ordering::Relaxed);
+                    Err(error) => {
+                        self.progress.failed.fetch_add(1, Ordering::Relaxed);
+                        if !std::mem::replace(&mut is_failing, true) {
+                            let reason = format!("{error:#}");
+                            warn!(topic = message.topic, reason, "kafka does not take a control message: trying on");
+                        }
                     }
                 }
-                Ok(newer) => {
-                    progress.dropped.fetch_add(1, Ordering::Relaxed);
-                    next = Some(newer);
+                let is_ring = message.topic == RING_TOPIC;
+                if !is_ring && begun.elapsed() > NEWS_TIMEOUT {
+                    self.progress.dropped.fetch_add(1, Ordering::Relaxed);
                     break;
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                match waiting.recv_timeout(RETRY_PAUSE) {
+                    // A newer one takes its place. A ring says all that the older one said; of news one is given up.
+                    Ok(newer) => {
+                        self.progress.dropped.fetch_add(u64::from(!is_ring), Ordering::Relaxed);
+                        next = Some(newer);
+                        break;
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
             }
         }
     }
-}
 
-fn deliver(producer: &BaseProducer<Reports>, message: &Outgoing) -> Result<(), String> {
-    let failure = &producer.context().failure;
-    *failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    let record = BaseRecord::to(message.topic).key(&message.key).payload(&message.payload);
-    producer.send(record).map_err(|(error, _)| error.to_string())?;
-    producer.flush(DELIVERY_TIMEOUT + RETRY_PAUSE).map_err(|error| error.to_string())?;
-    match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        None => Ok(()),
-        Some(reason) => Err(reason),
+    fn deliver(&mut self, message: &Outgoing) -> anyhow::Result<()> {
+        if !self.found.contains(message.topic) {
+            self.kafka.need_topic(self.producer.client(), message.topic)?;
+            self.found.insert(message.topic);
+        }
+        let failure = &self.producer.context().failure;
+        *failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let record = BaseRecord::to(message.topic).key(&message.key).payload(&message.payload);
+        let outcome = self.producer.send(record).map_err(|(error, _)| anyhow!(error)).and_then(|()| {
+            self.producer.flush(DELIVERY_TIMEOUT + RETRY_PAUSE)?;
+            match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                None => Ok(()),
+                Some(reason) => bail!(reason),
+            }
+        });
+        if outcome.is_err() {
+            // It may have been deleted.
+            self.found.remove(message.topic);
+        }
+        outcome
     }
 }
 

@@ -2,18 +2,20 @@
 //! by a program that waits for each answer.
 //!
 //! A line that cannot be read is answered with its error and the run goes on. One absurd heartbeat is left out of its
-//! line, named on standard error and counted; its node then counts as absent, as one that the line does not name.
+//! line, named on standard error and counted; its node, which is alive, keeps its weight if it is in the ring and does
+//! not come in if it is not. So it is where heartbeats are read from Redis: the reader is the same.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Read as _, Write};
+use std::sync::Arc;
 
-use ring::control::{DEPTH_MAX, Heartbeat, RingUpdate, ScaleSignal, WHOLE_MAX};
-use ring::{NODES_MAX, RingVersion};
+use ring::control::{RingUpdate, ScaleSignal, WHOLE_MAX};
+use ring::{NODES_MAX, NodeId, RingVersion};
 use serde::{Deserialize, Serialize};
 use sonic_rs::LazyValue;
 
 use crate::decide::{Inputs, State, decide};
-use crate::heartbeats::{Refusal, Report, Reports};
+use crate::heartbeats::{self, Refusal, Report, Reports};
 use crate::nesting;
 use crate::rules::Rules;
 
@@ -21,8 +23,9 @@ use crate::rules::Rules;
 const LINE_BYTES_MAX: usize = NODES_MAX * 1024;
 /// Heartbeats read from one line; a line of that length cannot hold many more that are sound.
 const LINE_HEARTBEATS_MAX: usize = 4 * NODES_MAX;
-/// A heartbeat may nest as deep as anywhere, and stands in a list in an object.
-const LINE_DEPTH_MAX: usize = DEPTH_MAX + 2;
+/// The deepest nesting of a line: far from what overflows the parser's stack, and far more than a heartbeat may have, so
+/// that one that is too deep is refused by itself.
+const LINE_DEPTH_MAX: usize = 1000;
 /// Characters of a refused heartbeat that are shown where it has no readable name.
 const SHOWN_CHARS_MAX: usize = 80;
 
@@ -142,12 +145,19 @@ fn answer(
         return Err(format!("line has {} heartbeats, limit {LINE_HEARTBEATS_MAX}", line.heartbeats.len()));
     }
     let mut reports = Reports::default();
+    let mut refused = Vec::new();
     for raw in &line.heartbeats {
-        if let Err((name, refusal)) = take(raw.as_raw_str(), &mut reports) {
+        let raw = raw.as_raw_str();
+        if let Err(refusal) = take(raw, &mut reports) {
             *tally.refused.entry(refusal.cause()).or_insert(0) += 1;
+            let name = name(raw);
             // Who does not read complaints gets the counts at the end.
-            let _ = writeln!(complaints, "ts {ts}: heartbeat of {name} left out: {refusal}");
+            let _ = writeln!(complaints, "ts {ts}: heartbeat of {} left out: {refusal}", shown(name.as_deref(), raw));
+            refused.extend(name.and_then(|name| NodeId::new(&name).ok()));
         }
+    }
+    for node in refused {
+        reports.keep(&node, state.ring().map(Arc::as_ref));
     }
     let inputs = Inputs { reports: &reports, version_floor: RingVersion::FIRST, seed };
     let decision = decide(state, rules, &inputs, ts);
@@ -158,24 +168,25 @@ fn answer(
     sonic_rs::to_vec(&Answer { ts, ring_update, scale_signal, leader: true }).map_err(|error| error.to_string())
 }
 
-fn take(raw: &str, reports: &mut Reports) -> Result<(), (String, Refusal)> {
-    let result = Heartbeat::decode(raw.as_bytes())
-        .map_err(Refusal::from)
-        .and_then(|heartbeat| reports.insert(Report::from(&heartbeat)));
-    result.map_err(|refusal| (name(raw), refusal))
+fn take(raw: &str, reports: &mut Reports) -> Result<(), Refusal> {
+    reports.insert(Report::from(&heartbeats::read(raw.as_bytes(), None)?))
 }
 
-/// The node's name in a heartbeat that is refused, or the beginning of it.
-fn name(raw: &str) -> String {
+/// The node's name in a heartbeat that is refused.
+fn name(raw: &str) -> Option<String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Named {
         node_id: String,
     }
-    let named = if nesting::depth(raw.as_bytes()) <= DEPTH_MAX { sonic_rs::from_str::<Named>(raw).ok() } else { None };
-    let shown = named.map_or_else(|| raw.to_owned(), |named| named.node_id);
+    // No deeper than a line may nest.
+    sonic_rs::from_str::<Named>(raw).ok().map(|named| named.node_id)
+}
+
+/// Whom a refused heartbeat is from, or the beginning of it.
+fn shown(name: Option<&str>, raw: &str) -> String {
     // Quoted, so that nothing in it can move the cursor of whoever reads it.
-    format!("{:?}", shown.chars().take(SHOWN_CHARS_MAX).collect::<String>())
+    format!("{:?}", name.unwrap_or(raw).chars().take(SHOWN_CHARS_MAX).collect::<String>())
 }
 
 /// JSON has no word for what is no number, but some writers put `NaN` or `Infinity` there: the heartbeat is wrong, not

@@ -127,7 +127,7 @@ pub struct TriggerRules {
     pub overload_mem: f64,
     /// An overloaded node with at least this share of the average weight is relieved at once.
     pub overload_weight: f64,
-    /// Between two updates that do not wait for the cooldown because of overload.
+    /// Between two updates that do not wait for the cooldown because of overload; doubles with each in a row.
     pub overload_interval_ms: u64,
     /// Difference of the largest and the smallest cpu, or mem, that is too much.
     pub spread: f64,

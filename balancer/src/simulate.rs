@@ -4,6 +4,7 @@
 //! | file | what it owns |
 //! |---|---|
 //! | `fleet` | what is simulated: the built-in fleets and those from TOML |
+//! | `world` | its nodes: the ring they follow, the load on its way, what they report |
 //! | `noise` | seeded randomness |
 //! | `text`, `html` | what is shown of the results |
 
@@ -11,19 +12,17 @@ mod fleet;
 pub mod html;
 mod noise;
 pub mod text;
+mod world;
 
 use std::sync::Arc;
 
-use ring::control::RingUpdate;
-use ring::{NodeId, NodeWeights, Ring, RingVersion, SLOTS, Weight};
+use ring::RingVersion;
 
-use crate::decide::{Inputs, State, decide};
-use crate::heartbeats::{Load, Report, Reports};
-use crate::policy::WEIGHT_AVERAGE;
+use crate::decide::{Inputs, Starting, State, decide};
 use crate::rules::{PolicyKind, Rules};
 
 pub use fleet::{Fleet, FleetError, built_in};
-use noise::Noise;
+use world::World;
 
 /// The seeds that each fleet is simulated with; the worst is what counts.
 pub const SEEDS: std::ops::RangeInclusive<u64> = 1..=20;
@@ -31,12 +30,6 @@ pub const SEEDS: std::ops::RangeInclusive<u64> = 1..=20;
 pub const EVEN_PEAK: f64 = 1.10;
 /// A node above counts as too full.
 pub const FULL: f64 = 0.80;
-/// Latency of an idle node, in ms; it grows as the queue in front of the node does.
-const LATENCY_MS: f64 = 5.0;
-/// Use from which latency grows no further.
-const QUEUE_USE_MAX: f64 = 0.98;
-/// Clients of the whole fleet.
-const CLIENTS: f64 = 100_000.0;
 
 /// What one run has shown.
 #[derive(Debug, Clone)]
@@ -155,12 +148,11 @@ pub fn run(fleet: &Fleet, rules: &Rules, policy: PolicyKind, seed: u64) -> Run {
         peaks: Vec::new(),
         uses: vec![Vec::new(); fleet.capacities.len()],
     };
-    state.adopt(Arc::clone(&world.ring), 0);
+    state.adopt(Arc::clone(&world.ring), Starting::default(), 0);
     let mut now_ms = 0;
     while now_ms < fleet.duration_ms {
-        let uses = world.uses(now_ms);
+        let (uses, reports) = world.step(now_ms);
         result.record(fleet, &uses, now_ms);
-        let reports = world.reports(&uses);
         if now_ms.is_multiple_of(fleet.decision_ms) {
             let inputs = Inputs { reports: &reports, version_floor: RingVersion::FIRST, seed: 0 };
             if let Some(change) = decide(&mut state, &rules, &inputs, now_ms).change {
@@ -213,92 +205,6 @@ fn seconds(ms: u64) -> f64 {
     seconds
 }
 
-/// The nodes, the ring they follow, and the load on its way from one to the other.
-struct World<'a> {
-    fleet: &'a Fleet,
-    names: Vec<NodeId>,
-    ring: Arc<Ring>,
-    shares: Vec<f64>,
-    // When each ring came, and what it gave each node, until all of that has arrived.
-    moving: Vec<(u64, Vec<f64>)>,
-    noise: Noise,
-}
-
-impl<'a> World<'a> {
-    /// All weights are equal at the start: nothing is known of the nodes.
-    fn new(fleet: &'a Fleet, seed: u64) -> Self {
-        let names: Vec<NodeId> = (0..fleet.capacities.len())
-            .map(|index| NodeId::new(&format!("node-{index:04}")).expect("letters and digits are allowed"))
-            .collect();
-        let average = Weight::new(u64::from(WEIGHT_AVERAGE)).expect("it is above 0");
-        let weights = NodeWeights::new(names.iter().map(|name| (name.clone(), average)));
-        let weights = weights.expect("a fleet has from one node to as many as a ring holds");
-        let version = RingVersion::FIRST.next().expect("there are many versions");
-        let update = RingUpdate::new(version, weights, 0, "cluster-started".to_owned(), 0);
-        let ring = Arc::new(Ring::from_update(&update));
-        let shares = shares(&ring);
-        Self { fleet, names, ring, shares, moving: Vec::new(), noise: Noise::new(seed) }
-    }
-
-    fn move_to(&mut self, ring: Arc<Ring>, now_ms: u64) {
-        let shares = shares(&ring);
-        self.moving.push((now_ms, shares.iter().zip(&self.shares).map(|(new, old)| new - old).collect()));
-        (self.ring, self.shares) = (ring, shares);
-    }
-
-    /// Each node's share of the clients: its share of the ring without what is still on its way.
-    fn clients(&mut self, now_ms: u64) -> Vec<f64> {
-        let drain_ms = self.fleet.drain_ms;
-        self.moving.retain(|(since_ms, _)| now_ms - since_ms < drain_ms);
-        let mut clients = self.shares.clone();
-        for (since_ms, gains) in &self.moving {
-            let left = 1.0 - seconds(now_ms - since_ms) / seconds(drain_ms);
-            for (client, gain) in clients.iter_mut().zip(gains) {
-                *client -= gain * left;
-            }
-        }
-        clients
-    }
-
-    /// Each node's use, without noise; above 1 there is more to do than it can.
-    fn uses(&mut self, now_ms: u64) -> Vec<f64> {
-        let offered = self.fleet.offered * self.fleet.capacities.iter().sum::<f64>();
-        let clients = self.clients(now_ms);
-        clients.iter().zip(&self.fleet.capacities).map(|(share, capacity)| offered * share / capacity).collect()
-    }
-
-    fn reports(&mut self, uses: &[f64]) -> Reports {
-        let capacities = self.fleet.capacities.clone();
-        let offered = self.fleet.offered * capacities.iter().sum::<f64>();
-        let noise = self.fleet.noise;
-        let mut reports = Reports::default();
-        for ((name, share), capacity) in self.names.iter().zip(uses).zip(&capacities) {
-            let mut measured = |value: f64| (value * (1.0 + noise * self.noise.normal())).max(0.0);
-            let load = Load {
-                cpu: measured(*share).min(1.0),
-                mem: measured(*share).min(1.0),
-                latency_ms: measured(LATENCY_MS / (1.0 - share.min(QUEUE_USE_MAX))),
-                lag_ms: 0.0,
-                connections: (share * capacity / offered * CLIENTS).round(),
-                mps: measured(share * capacity * 1000.0),
-            };
-            let report = Report { node: name.clone(), load: Some(load), ring_version: None };
-            reports.insert(report).expect("each node reports once");
-        }
-        reports
-    }
-}
-
-/// Each node's share of the slots.
-fn shares(ring: &Ring) -> Vec<f64> {
-    let mut slots = vec![0_u32; ring.weights().len()];
-    for index in ring.slot_owners() {
-        slots[index.get()] += 1;
-    }
-    #[allow(clippy::cast_precision_loss, reason = "a few hundred thousand slots")]
-    slots.into_iter().map(|count| f64::from(count) / SLOTS as f64).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,6 +235,37 @@ mod tests {
             let other = run(&fleet, &Rules::default(), PolicyKind::Proportional, 1);
             assert!(worst.full_node_seconds * 10.0 <= other.full_node_seconds, "{worst:?}");
         }
+    }
+
+    /// Every node near or beyond what it may have: there is little to gain, and it must not be chased.
+    #[test]
+    fn a_full_fleet_is_not_chased_around_the_ring() {
+        for (offered, seed) in [(0.75, 1), (0.75, 2), (0.9, 1), (0.9, 2)] {
+            let full = Fleet { offered, ..built_in().remove(1) };
+            let run = run(&full, &Rules::default(), PolicyKind::Feedback, seed);
+            let (late_peak, moved_share) = (run.late_peak, run.moved_share);
+            assert!(late_peak <= 1.06 && moved_share <= 0.35, "{offered} {seed}: {late_peak} {moved_share}");
+        }
+    }
+
+    #[test]
+    fn each_harder_model_differs_from_the_kind_one_and_repeats() {
+        let kind = built_in().remove(2);
+        let peaks = |fleet: &Fleet| run(fleet, &Rules::default(), PolicyKind::Feedback, 3).peaks;
+        for harder in [
+            Fleet { tail: Some(2.0), ..kind.clone() },
+            Fleet { flat: 0.5, ..kind.clone() },
+            Fleet { noise_memory_ms: 60_000, ..kind.clone() },
+        ] {
+            assert_ne!(peaks(&harder), peaks(&kind), "{harder:?}");
+            assert_eq!(peaks(&harder), peaks(&harder), "{harder:?}");
+        }
+        // Clients that differ still bring the whole load between them: only its split is another.
+        let uneven = Fleet { tail: Some(2.0), ..kind.clone() };
+        let world = |fleet| World::new(fleet, 3).step(0).0;
+        let whole = |uses: Vec<f64>| uses.iter().zip(&kind.capacities).map(|(share, capacity)| share * capacity).sum();
+        let (kind_load, uneven_load): (f64, f64) = (whole(world(&kind)), whole(world(&uneven)));
+        assert!((kind_load - uneven_load).abs() < 1e-9, "{kind_load} {uneven_load}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ const HEARTBEATS: &str = "{rtc}:heartbeats";
 const LEADER: &str = "{rtc}:leader";
 const LEADER_TOKEN: &str = "{rtc}:leader-token";
 const RING_VERSION: &str = "{rtc}:ring-version";
+const STARTING: &str = "{rtc}:starting";
 const DRAINING: &str = "{rtc}:draining";
 
 /// How long Redis may take to answer, or to be reached.
@@ -23,7 +24,7 @@ const NAMES_MAX: usize = 2 * NODES_MAX;
 /// A name that has not beaten for so long is forgotten, in ms.
 const FORGET_MS: u64 = 60 * 60 * 1000;
 
-/// Everything but what the nodes say. One answer and not four: each would be waited for by itself.
+/// Everything but what the nodes say. One answer and not five: each would be waited for by itself.
 const LOOK: &str = r"
 local time = redis.call('TIME')
 return {
@@ -31,6 +32,7 @@ return {
     redis.call('ZREVRANGE', KEYS[1], 0, ARGV[1], 'WITHSCORES'),
     redis.call('GET', KEYS[2]),
     redis.call('HGETALL', KEYS[3]),
+    redis.call('GET', KEYS[4]),
 }
 ";
 
@@ -56,7 +58,7 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 0
 ";
 
-/// Writes the ring, if nobody has led since and it is newer than what is there.
+/// Writes the ring and which nodes are starting in it, if nobody has led since and it is newer than what is there.
 const PUBLISH: &str = r"
 local newest = redis.call('GET', KEYS[2])
 if newest ~= ARGV[1] then return {'fenced', tostring(newest)} end
@@ -67,6 +69,7 @@ if current then
     if known and known >= tonumber(ARGV[2]) then return {'stale', string.format('%.0f', known)} end
 end
 redis.call('SET', KEYS[1], ARGV[3])
+redis.call('SET', KEYS[3], ARGV[4])
 return {'ok', ARGV[2]}
 ";
 
@@ -80,8 +83,8 @@ pub struct Store {
     publish: Script,
 }
 
-/// The answer to a look: seconds, microseconds, beats, ring, drains.
-type Looked = (u64, u64, Pairs<f64>, Option<Vec<u8>>, Pairs<Vec<u8>>);
+/// The answer to a look: seconds, microseconds, beats, ring, drains, slow starts.
+type Looked = (u64, u64, Pairs<f64>, Option<Vec<u8>>, Pairs<Vec<u8>>, Option<Vec<u8>>);
 /// Names, each with what belongs to it.
 type Pairs<T> = Vec<(Vec<u8>, T)>;
 
@@ -92,14 +95,14 @@ pub struct Look {
     pub redis_ms: u64,
     /// When each node has last beaten, by that clock.
     pub beats: BTreeMap<NodeId, u64>,
-    /// What each of them has said; nothing where it said nothing, or too much.
+    /// What each of them has said, of what is too long the beginning; nothing where it said nothing.
     pub bodies: BTreeMap<NodeId, Vec<u8>>,
     /// Nodes that are to leave the ring, and which life of theirs was meant.
     pub draining: BTreeMap<NodeId, Option<u64>>,
     /// The published ring, as it stands there.
     pub ring: Option<Vec<u8>>,
-    /// Names that are none.
-    pub strange_names: usize,
+    /// Which of its nodes are in their slow start, as whoever published it has left it.
+    pub starting: Option<Vec<u8>>,
 }
 
 /// Who leads.
@@ -161,19 +164,17 @@ impl Store {
         self.ask(|store, connection| {
             // The youngest beats first, so that what is beyond the limit is what is long gone.
             let mut call = store.look.key(HEARTBEATS);
-            call.key(RING_VERSION).key(DRAINING).arg(NAMES_MAX - 1);
-            let (seconds, micros, beats, ring, draining): Looked = call.invoke(connection)?;
+            call.key(RING_VERSION).key(DRAINING).key(STARTING).arg(NAMES_MAX - 1);
+            let (seconds, micros, beats, ring, draining, starting): Looked = call.invoke(connection)?;
             let mut look = Look {
                 redis_ms: seconds.saturating_mul(1000).saturating_add(micros / 1000),
                 ring: ring.filter(|ring| ring.len() <= RING_UPDATE_BYTES_MAX),
+                starting,
                 ..Look::default()
             };
             for (name, beat) in beats {
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
-                match node_id(&name) {
-                    Some(node) => drop(look.beats.insert(node, beat as u64)),
-                    None => look.strange_names += 1,
-                }
+                look.beats.extend(node_id(&name).map(|node| (node, beat as u64)));
             }
             for (name, incarnation) in draining {
                 let incarnation = std::str::from_utf8(&incarnation).ok().and_then(|text| text.parse().ok());
@@ -211,14 +212,15 @@ impl Store {
         self.ask(|store, connection| store.resign.key(LEADER).arg(format!("{token}:{name}")).invoke(connection))
     }
 
-    /// Writes a ring under the leader's token.
+    /// Writes a ring under the leader's token, and with it what the next leader has to know of slow starts.
     ///
     /// # Errors
     /// When Redis does not answer; whether it was written is then unknown, and the next look tells.
-    pub fn publish(&mut self, token: u64, update: &RingUpdate, json: &[u8]) -> RedisResult<Published> {
+    pub fn publish(&mut self, token: u64, update: &RingUpdate, json: &[u8], starting: &[u8]) -> RedisResult<Published> {
         self.ask(|store, connection| {
             let mut call = store.publish.key(RING_VERSION);
-            call.key(LEADER_TOKEN).arg(token.to_string()).arg(update.version.version.get()).arg(json);
+            call.key(LEADER_TOKEN).key(STARTING).arg(token.to_string()).arg(update.version.version.get());
+            call.arg(json).arg(starting);
             let (word, detail): (String, String) = call.invoke(connection)?;
             Ok(match word.as_str() {
                 "ok" => Published::Ours,
@@ -265,8 +267,13 @@ impl Look {
         let nodes: Vec<NodeId> = self.beats.keys().cloned().collect();
         let keys: Vec<String> = nodes.iter().map(|node| format!("{{rtc}}:node:{node}")).collect();
         let bodies: Vec<Option<Vec<u8>>> = redis::cmd("MGET").arg(keys).query(connection)?;
-        let sound = nodes.into_iter().zip(bodies).filter_map(|(node, body)| Some((node, body?)));
-        self.bodies = sound.filter(|(_, body)| body.len() <= MESSAGE_BYTES_MAX).collect();
+        for (node, body) in nodes.into_iter().zip(bodies) {
+            let Some(mut body) = body else { continue };
+            // One byte too long stays too long: whoever reads it refuses it.
+            body.truncate(MESSAGE_BYTES_MAX + 1);
+            body.shrink_to_fit();
+            self.bodies.insert(node, body);
+        }
         Ok(())
     }
 }

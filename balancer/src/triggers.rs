@@ -28,6 +28,8 @@ pub struct Ages {
     pub update_ms: Option<u64>,
     /// The last ring that did not wait because of overload.
     pub overload_ms: Option<u64>,
+    /// How many such there were in a row.
+    pub reliefs: u32,
 }
 
 /// Why weights are computed anew.
@@ -64,6 +66,20 @@ pub enum Cause {
     Equalise,
 }
 
+/// How long an overloaded node waits for its next relief after so many in a row: each time twice as long, up to the
+/// cooldown. A fleet that is full altogether stays overloaded whatever is moved, and clients take minutes to follow: at
+/// a constant pace it would be chased around the ring.
+fn relief_wait_ms(reliefs: u32, rules: &TriggerRules) -> u64 {
+    let doubled =
+        rules.overload_interval_ms.saturating_mul(1_u64.checked_shl(reliefs.saturating_sub(1)).unwrap_or(u64::MAX));
+    doubled.min(rules.cooldown_ms.max(rules.overload_interval_ms))
+}
+
+/// Reliefs are in a row until there was none for so long.
+pub fn relief_memory_ms(rules: &TriggerRules) -> u64 {
+    2 * rules.cooldown_ms.max(rules.overload_interval_ms)
+}
+
 /// Returns why weights should be computed anew, or `None`.
 pub fn cause(seen: &[Seen<'_>], ages: Ages, policy: &PolicyRules, rules: &TriggerRules) -> Option<Cause> {
     let view = View { seen, rules };
@@ -72,7 +88,7 @@ pub fn cause(seen: &[Seen<'_>], ages: Ages, policy: &PolicyRules, rules: &Trigge
         let weight = seen.iter().find(|seen| seen.node == node).map_or(0, |seen| seen.weight);
         f64::from(weight) >= rules.overload_weight * f64::from(WEIGHT_AVERAGE)
     };
-    let may_repeat = ages.overload_ms.is_none_or(|age_ms| age_ms >= rules.overload_interval_ms);
+    let may_repeat = ages.overload_ms.is_none_or(|age_ms| age_ms >= relief_wait_ms(ages.reliefs, rules));
     if may_repeat && overloaded.iter().any(has_weight_to_lose) {
         return Some(Cause::Extreme { overloaded });
     }

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
@@ -16,7 +18,7 @@ use ring::{NodeId, RingVersion, Weight};
 use rtc_balancer::store::{Lease, Published, Store};
 use rustix::process::Signal;
 use sonic_rs::JsonValueTrait as _;
-use support::{Balancer, Fleet, RedisServer, eventually, get, post};
+use support::{Balancer, Fleet, Process, RedisServer, eventually, get, post};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(6);
@@ -234,7 +236,7 @@ fn an_older_token_or_version_is_refused_by_redis_itself() {
     let (one, two) = (NodeId::new("b1").unwrap(), NodeId::new("b2").unwrap());
     let publish = |store: &mut Store, token, version| {
         let (update, json) = update(version);
-        store.publish(token, &update, &json).unwrap()
+        store.publish(token, &update, &json, b"{}").unwrap()
     };
     let lease = Duration::from_millis(200);
     assert_eq!(old.lead(&one, 0, lease).unwrap(), Lease::Ours(1));
@@ -286,6 +288,10 @@ fn a_drained_node_leaves_the_ring_until_it_is_started_anew() {
         (path, "", "", 415),
         (path, JSON, "{", 400),
         (path, JSON, r#"{"windowMs":-1}"#, 400),
+        (path, JSON, r#"{"windowMs":3600001}"#, 400),
+        (path, JSON, r#"{"maxDisconnects":-1}"#, 400),
+        (path, JSON, r#"{"maxDisconnects":9007199254740992}"#, 400),
+        (path, JSON, r#"{"maxDisconnect":7}"#, 400),
         (path, JSON, &*"[".repeat(4000), 413),
         ("/api/v1/nodes/z/drain", JSON, "", 404),
         ("/api/v1/nodes/a%20b/drain", JSON, "", 400),
@@ -299,11 +305,16 @@ fn a_drained_node_leaves_the_ring_until_it_is_started_anew() {
     assert_eq!(answer.status, 202, "{answer:?}");
     let drain = next(&drains, |json| DrainRequest::decode(json).ok().filter(|drain| drain.reason == "new kernel"));
     assert_eq!((drain.node_id.as_str(), drain.max_disconnects, drain.deadline - drain.ts), ("b", 7, 30_000));
+    assert_eq!(drain.incarnation, Some(1));
     balancer.await_ring(&["a", "c"]);
     let state = balancer.get("/api/v1/nodes");
     assert_eq!(state["nodes"][1]["state"].as_str(), Some("draining"));
     fleet.restart("b");
     balancer.await_ring(&["a", "b", "c"]);
+    // One that names nothing is held to the configuration, and means the life that there is now.
+    assert_eq!(post(balancer.listen, path, JSON, "").status, 202);
+    let drain = next(&drains, |json| DrainRequest::decode(json).ok());
+    assert_eq!((drain.max_disconnects, drain.deadline - drain.ts, drain.incarnation), (200, 60_000, Some(2)));
 }
 
 #[test]
@@ -324,4 +335,32 @@ fn with_redis_away_look_ups_go_on() {
     eventually("it goes on", || (get(balancer.listen, "/readyz").status == 200).then_some(()));
     // The beats that were missing are no reason to take a node out.
     assert_eq!(balancer.ring().1, ["a", "b", "c"]);
+}
+
+/// Set where this test has started itself, to be killed.
+const HELD: &str = "RTC_TEST_HOLDS_A_SERVER";
+
+#[test]
+fn a_server_ends_with_the_test_that_started_it_however_that_ends() {
+    const TEST: &str = "a_server_ends_with_the_test_that_started_it_however_that_ends";
+    let Some(redis) = RedisServer::start(TEST) else { return };
+    if std::env::var_os(HELD).is_some() {
+        println!("\n{HELD} {}", redis.url);
+        // Until it is killed.
+        loop {
+            std::thread::park();
+        }
+    }
+    if redis.child().is_none() {
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", TEST, "--nocapture"]).env(HELD, "yes").stdout(Stdio::piped());
+    let mut test = Process::spawn(&mut command).unwrap();
+    let mut lines = BufReader::new(test.child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let url = lines.find_map(|line| line.strip_prefix(HELD).map(|url| url.trim().to_owned())).unwrap();
+    let answers = || redis::Client::open(&*url).unwrap().get_connection().is_ok();
+    assert!(answers());
+    test.signal(Signal::KILL);
+    eventually("its server has ended", || (!answers()).then_some(()));
 }

@@ -28,11 +28,14 @@ use ring::{NodeId, NodeWeights, Ring, RingVersion, Weight};
 use rtc_balancer::forwarder::plan::node_mark;
 use rtc_balancer::forwarder::watch::Sight;
 use rtc_balancer::forwarder::{Forwarded, Forwarder, Settings};
+use rtc_balancer::kafka::Kafka;
 
 /// How long anything may take before a test gives up: generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PARTITIONS: i32 = 3;
 const PAUSE: Duration = Duration::from_millis(20);
+/// Bytes that a topic takes which takes more than others.
+const MANY: &str = "4000000";
 
 struct Record {
     partition: i32,
@@ -74,6 +77,11 @@ fn wait_for<F: Future>(future: F) -> F::Output {
 
 impl Rig {
     fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, None)
+    }
+
+    /// The same where the living nodes' topics take no more bytes at once than this, and the dead one's very many.
+    fn start_with(test: &str, bytes_max: Option<&str>) -> Option<Self> {
         let (Ok(kafka), Ok(redis)) = (std::env::var("RTC_KAFKA"), std::env::var("RTC_REDIS")) else {
             let in_ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
             assert!(!in_ci, "RTC_KAFKA and RTC_REDIS are not set, and here they must be");
@@ -89,13 +97,18 @@ impl Rig {
         client.set("bootstrap.servers", &kafka);
         let admin: AdminClient<DefaultClientContext> = client.create().unwrap();
         let names = [topic(&dead), topic(&living[0]), topic(&living[1])];
-        let topics = names.each_ref().map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)));
+        let mut topics = names.each_ref().map(|name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1)));
+        if let Some(bytes_max) = bytes_max {
+            topics = topics.map(|topic| topic.set("max.message.bytes", bytes_max));
+            topics[0] = NewTopic::new(&names[0], PARTITIONS, TopicReplication::Fixed(1)).set("max.message.bytes", MANY);
+        }
         for result in wait_for(admin.create_topics(&topics, &AdminOptions::new())).unwrap() {
             result.unwrap();
         }
         let weights = living.clone().map(|node| (node, Weight::new(100).unwrap()));
         let ring = Arc::new(Ring::from_weights(RingVersion::FIRST, 0, NodeWeights::new(weights).unwrap()));
-        let producer = client.clone().set("enable.idempotence", "true").create().unwrap();
+        let producer =
+            client.clone().set("enable.idempotence", "true").set("message.max.bytes", MANY).create().unwrap();
         let asking = client.set("group.id", "rtc-forwarder-test").create().unwrap();
         Some(Self { kafka, redis, dead, living, ring, producer, asking })
     }
@@ -104,7 +117,7 @@ impl Rig {
         let counted = Arc::new(Forwarded::default());
         let settings = Settings {
             name: NodeId::new("balancer").unwrap(),
-            kafka: self.kafka.clone(),
+            kafka: Kafka::new(&self.kafka),
             redis: self.redis.clone(),
             heartbeat_timeout: Duration::from_millis(500),
         };
@@ -145,8 +158,14 @@ impl Rig {
     }
 
     fn message(&self, partition: i32, client: &str, number: u32) {
+        self.message_of(partition, client, number, 0);
+    }
+
+    /// A message with so many bytes more than it needs.
+    fn message_of(&self, partition: i32, client: &str, number: u32, bytes: usize) {
+        let payload = "x".repeat(bytes);
         let value = format!(
-            r#"{{"type":"message","msgId":"{number}","from":"x","toClientId":"{client}","payload":{number},"ts":1,"ttlMs":1}}"#
+            r#"{{"type":"message","msgId":"{number}","from":"x","toClientId":"{client}","payload":"{payload}","ts":1,"ttlMs":1}}"#
         );
         self.produce(partition, client, &value, &[("rtc-kind", "message"), ("rtc-origin", "far/9/0"), ("trace", "t")]);
     }
@@ -310,7 +329,8 @@ fn what_stands_in_a_dead_nodes_topic_arrives_in_order_where_its_recipients_live_
     let sent: BTreeMap<_, _> = counted.sent().collect();
     assert_eq!((sent["message"], sent["fence"], sent["claimed"]), (292, 1, 1));
     assert_eq!(counted.dropped().find(|(kind, _)| *kind == "nudge"), Some(("nudge", 1)));
-    assert_eq!(counted.poison.load(Ordering::Relaxed), 1);
+    let buried: BTreeMap<_, _> = counted.buried().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(buried, [("malformed", 1)].into());
 
     // While the node stays away late records follow.
     rig.message(2, &clients[0], 300);
@@ -322,6 +342,56 @@ fn what_stands_in_a_dead_nodes_topic_arrives_in_order_where_its_recipients_live_
         found.iter().any(|record| number_in(record) == 300)
     });
     rig.until(&forwarder, false, "the lease is free again", || rig.lease().is_none());
+}
+
+#[test]
+fn what_a_topic_does_not_take_goes_to_the_dead_letters_and_the_others_flow() {
+    /// A broker counts a whole batch: of these each is taken alone, and no two together.
+    const BYTES: usize = 1500;
+    const LARGE: [(u32, usize); 2] = [(20, 3_000_000), (33, 10_000)];
+    const NUMBERS: u32 = 50;
+    let name = "what_a_topic_does_not_take_goes_to_the_dead_letters";
+    let Some(rig) = Rig::start_with(name, Some("2500")) else { return };
+    for number in 0..NUMBERS {
+        let large = LARGE.iter().find(|(large, _)| *large == number);
+        rig.message_of(1, "anna", number, large.map_or(BYTES, |(_, bytes)| *bytes));
+        // A batch of its own each: else the library would hold the large one to what a batch may have.
+        rig.flush();
+    }
+    let owner = rig.ring.owner(b"anna");
+    let reader = rig.reader(&topic(owner), PARTITIONS);
+    let (forwarder, counted) = rig.forwarder();
+    let mut found = Vec::new();
+    let arrived = NUMBERS as usize - LARGE.len();
+    rig.until(&forwarder, false, "all but the large ones arrive", || {
+        collect(&reader, &mut found);
+        found.len() >= arrived
+    });
+    rig.until(&forwarder, false, "the large ones count as done", || rig.committed()[1] == i64::from(NUMBERS));
+    // What was under way when one was refused is sent again, and its reader knows it by its name; never in another order.
+    let mut numbers: Vec<u32> = found.iter().map(number_in).collect();
+    let mut seen = std::collections::BTreeSet::new();
+    numbers.retain(|number| seen.insert(*number));
+    let expected: Vec<u32> = (0..NUMBERS).filter(|number| LARGE.iter().all(|(large, _)| large != number)).collect();
+    assert_eq!(numbers, expected);
+    let buried: BTreeMap<_, _> = counted.buried().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(buried, [("too_large", LARGE.len() as u64)].into());
+    assert_eq!(counted.failures.load(Ordering::Relaxed), 0);
+
+    let letters = rig.reader("rtc.dead-letter", 1);
+    let mut found = Vec::new();
+    for (number, bytes) in LARGE {
+        let source = format!("{}/1/{number}", topic(&rig.dead));
+        rig.until(&forwarder, false, "it is among the dead letters", || {
+            collect(&letters, &mut found);
+            found.iter().any(|letter| letter.headers.get("rtc-source") == Some(&source))
+        });
+        let letter = found.iter().find(|letter| letter.headers.get("rtc-source") == Some(&source)).unwrap();
+        assert_eq!((letter.headers["rtc-cause"].as_str(), letter.key.as_str()), ("too_large", "anna"));
+        assert!(letter.value.len() <= 256 << 10 && letter.value.len() >= bytes.min(256 << 10));
+        let whole = letter.headers.get("rtc-length").map(|len| len.parse::<usize>().unwrap());
+        assert_eq!(whole.is_some_and(|whole| whole > bytes), bytes > 256 << 10);
+    }
 }
 
 #[test]

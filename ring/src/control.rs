@@ -78,7 +78,7 @@ pub struct DrainRequest {
     /// By when it should be empty, in ms since 1970.
     #[serde(deserialize_with = "whole_number")]
     pub deadline: u64,
-    /// Most disconnects per second.
+    /// Most disconnects per second; the deadline gives way to it. 0 leaves it to the deadline.
     #[serde(deserialize_with = "whole_number")]
     pub max_disconnects: u64,
     /// Why, for people.
@@ -86,6 +86,9 @@ pub struct DrainRequest {
     /// When it was sent, in ms since 1970.
     #[serde(deserialize_with = "whole_number")]
     pub ts: u64,
+    /// Which life of the node is meant, where the sender says so: a node that was started since is not.
+    #[serde(default, deserialize_with = "optional_whole_number", skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<u64>,
 }
 
 /// What a node says about itself every two seconds.
@@ -173,6 +176,7 @@ impl Message for DrainRequest {
     fn check(&self) -> Result<(), ControlError> {
         whole_in_range("deadline", self.deadline)?;
         whole_in_range("maxDisconnects", self.max_disconnects)?;
+        whole_in_range("incarnation", self.incarnation.unwrap_or(0))?;
         whole_in_range("ts", self.ts)
     }
 }

@@ -120,8 +120,8 @@ def added_latency(local, cross):
 def overhead(note):
     share = note["cpu_us"] / 1e6 / note["seconds"]
     print(
-        f"| CPU of a node with {note['sessions']:,} silent sessions: heartbeats, leases, pings, metrics read every 5 s "
-        f"| **{share:.2%}** of one processor over {note['seconds']} s |"
+        f"| CPU of a node with {note['sessions']:,} silent sessions, pinged after {note['ping_interval']}: heartbeats, "
+        f"leases, claims renewed, metrics read every 5 s | **{share:.2%}** of one processor over {note['seconds']} s |"
     )
 
 

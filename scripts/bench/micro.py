@@ -13,6 +13,8 @@ KEY_SETS = {"look_up": 4096, "look_up_wide": 65_536}
 NODE_COUNTS = [3, 10, 100, 1000]
 # Frames per buffer by payload size, as in benches/websocket.rs.
 FRAMES = {16: 256, 200: 64, 65_536: 1}
+# Messages per iteration, as in benches/routing.rs.
+MESSAGES = 4096
 
 
 def main():
@@ -40,6 +42,12 @@ def main():
         for bench in ("decode/text", "decode/binary", "encode/server", "encode/client"):
             per_frame = lambda r: r[f"{bench}/{payload_bytes}"] / frames
             row(f"{bench}, {payload_bytes} B", results, per_frame, "ns a frame")
+    for nodes in (3, 10, 1000):
+        per_message = lambda r: r[f"routing/crossing/{nodes}"] / MESSAGES
+        row(f"routing, 200 B for a client of another node, {nodes} nodes", results, per_message, "ns a message")
+    row("routing, 200 B for a client here", results, lambda r: r["routing/here"] / MESSAGES, "ns a message")
+    for nodes in (3, 10, 1000):
+        row(f"ring update, bytes to ring, {nodes} nodes", results, lambda r: r[f"ring_update/{nodes}"] / 1e6, "ms")
     for posts in (1, 64):
         row(f"mailbox, {posts} posted and drained", results, lambda r: r[f"mailbox/ours/{posts}"] / posts, "ns each")
         row(

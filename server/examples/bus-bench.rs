@@ -21,9 +21,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ring::{NodeId, SharedRing, hash_key};
-use rtc_server::bus::kafka::{Config, Kafka, Lease, Setup};
+use rtc_server::bus::kafka::{Config, Kafka, Lease, PARTITIONS, Setup};
 use rtc_server::bus::{Address, Bus, Lane, Parcel, Record};
 use rtc_server::protocol::PayloadField;
+use rtc_server::routing::paths::Paths;
 use rtc_server::shard::handover::{Mail, Posted};
 use rtc_server::shard::mailbox::{Receiver, mailbox};
 use rtc_server::shard::origin::Origin;
@@ -41,12 +42,15 @@ impl Lease for Always {
     }
 }
 
+/// Partitions of a node's topic, the control lane included.
+fn partitions() -> Result<u16, Box<dyn Error>> {
+    Ok(std::env::var("PARTITIONS").ok().map(|partitions| partitions.parse()).transpose()?.unwrap_or(PARTITIONS))
+}
+
 fn start(brokers: &str, node: &NodeId) -> Result<(Kafka, Receiver<Mail>), Box<dyn Error>> {
     let (sender, receiver) = mailbox(MAILBOX)?;
     let mut config = Config::new(brokers, 256 << 10);
-    if let Ok(partitions) = std::env::var("PARTITIONS") {
-        config.partitions = partitions.parse()?;
-    }
+    config.partitions = partitions()?;
     let options = std::env::var("KAFKA_OPTIONS").unwrap_or_default();
     let options = options.split_whitespace().filter_map(|option| option.split_once('='));
     config.options = options.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -83,7 +87,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (a, b) = (id("a")?, id("b")?);
     let (sender, confirmations) = start(&brokers, &a)?;
     let (reader, arrivals) = start(&brokers, &b)?;
-    let bench = Bench { a, b, sender, reader, confirmations, arrivals, payload_bytes, epoch: Instant::now() };
+    let paths = Paths::new(partitions()?.saturating_sub(1));
+    let bench = Bench { a, b, sender, reader, confirmations, arrivals, payload_bytes, paths, epoch: Instant::now() };
     bench.run("warm-up", 2000, Some(1000));
     bench.run(&format!("{rate} records/s"), rate * seconds, Some(rate));
     if std::env::var_os("ONLY").is_none() {
@@ -100,6 +105,7 @@ struct Bench {
     confirmations: Receiver<Mail>,
     arrivals: Receiver<Mail>,
     payload_bytes: usize,
+    paths: Paths,
     epoch: Instant,
 }
 
@@ -165,8 +171,8 @@ impl Bench {
             };
             let origin = Address { node: self.a.clone(), incarnation: 1, shard: 0 };
             let record = Record::Message(Box::new(posted));
-            let mut parcel =
-                Box::new(Parcel { to: self.b.clone(), lane: Lane::Client(hash), origin, record, ticket: Some(sent) });
+            let lane = Lane::Partition(self.paths.lane_of(hash));
+            let mut parcel = Box::new(Parcel { to: self.b.clone(), lane, origin, record, ticket: Some(sent) });
             while let Err(back) = self.sender.bus().publish(parcel) {
                 parcel = back;
                 std::thread::sleep(Duration::from_micros(200));

@@ -1,11 +1,12 @@
 //! What one node of several has beside its shards: the bus over Kafka, the store over Redis, heartbeats, the ring as it
 //! is announced. Starts and stops them together; each works in its own threads and waits for its own server.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ring::control::RingUpdate;
+use ring::control::{DrainRequest, RingUpdate};
 use ring::{NodeId, Ring, SharedRing};
 use thiserror::Error;
 
@@ -14,6 +15,7 @@ use crate::bus::kafka::counters::ControlCounters;
 use crate::bus::kafka::{
     Config as KafkaConfig, Kafka, KafkaBus, Lease as ReadingLease, Setup, StartError as KafkaError,
 };
+use crate::drain::{Pace, WINDOW_MAX};
 use crate::metrics::{Counters, Page};
 use crate::routing::membership::SharedMembership;
 use crate::shard::handover::Mail;
@@ -172,7 +174,7 @@ impl Cluster {
         ring: &SharedRing,
         shards: Vec<Arc<Counters>>,
         vitals: Arc<Vitals>,
-        on_drain: impl Fn(Duration) + Send + 'static,
+        on_drain: impl Fn(Pace) + Send + 'static,
     ) -> Result<Self, JoinError> {
         let counters = Arc::new(StoreCounters::default());
         let store_settings = StoreSettings {
@@ -211,12 +213,15 @@ impl Cluster {
             move |control| match control {
                 Control::Ring(update) => adopt(&state, &ring, &update),
                 Control::Drain(request) if request.node_id == node => {
-                    tracing::info!(reason = request.reason, "asked to drain");
-                    let now_ms = std::time::SystemTime::now()
-                        .duration_since(std::time::UNIX_EPOCH)
-                        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-                    let window = Duration::from_millis(request.deadline.saturating_sub(now_ms));
-                    on_drain(window.min(crate::drain::WINDOW_MAX));
+                    if request.incarnation.is_some_and(|meant| meant != incarnation) {
+                        // It stands last in the topic, and this node reads it when it starts anew.
+                        tracing::info!(reason = request.reason, "an earlier life of this node was asked to drain");
+                        return;
+                    }
+                    let pace = pace(&request);
+                    let (window, disconnects_max) = (pace.window, pace.disconnects_max);
+                    tracing::info!(reason = request.reason, ?window, disconnects_max, "asked to drain");
+                    on_drain(pace);
                 }
                 Control::Drain(_) => {}
             }
@@ -249,6 +254,15 @@ impl Cluster {
             tracing::warn!(unconfirmed, "left with something on its way: it was not confirmed to anyone");
         }
     }
+}
+
+/// How quickly the balancer wants the node to drain.
+fn pace(request: &DrainRequest) -> Pace {
+    let now_ms = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+    let window = Duration::from_millis(request.deadline.saturating_sub(now_ms)).min(WINDOW_MAX);
+    Pace { window, disconnects_max: NonZeroU64::new(request.max_disconnects) }
 }
 
 fn on_event(state: &State, ring: &SharedRing, event: Event) {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use rtc_server::admin::Admin;
+use rtc_server::drain::Pace;
 use rtc_server::node::{Handle, Node, StartError};
 use rtc_server::shard::{self, Driver};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -114,7 +115,7 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
 
 /// Drains until every connection is gone, the time is over, or a second signal comes.
 fn leave(handle: &Handle, signals: &mut Signals, window: Duration, has_ended: impl Fn() -> bool) {
-    handle.drain(window);
+    handle.drain(Pace::over(window));
     let begun = handle.drain_state().begun();
     // A drain that an operator began earlier goes on with its own window.
     let deadline = begun.map_or_else(Instant::now, |begun| begun.at + begun.window) + DRAIN_GRACE;

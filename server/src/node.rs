@@ -12,7 +12,7 @@ use ring::{NodeId, Ring, RingVersion, SharedRing, Weight};
 use thiserror::Error;
 
 use crate::cluster::{Cluster, ClusterSettings, JoinError, Links, begin_life};
-use crate::drain::{Begun, Drain};
+use crate::drain::{Begun, Drain, Pace};
 use crate::metrics::Counters;
 use crate::protocol::ClientId;
 use crate::shard::handover::{ClientView, Mail, Order};
@@ -131,9 +131,9 @@ impl Node {
             None => None,
             Some(cluster) => {
                 let drains = Arc::clone(&drains);
-                let on_drain = move |window| {
+                let on_drain = move |pace| {
                     if let Some(handle) = drains.get() {
-                        handle.drain(window);
+                        handle.drain(pace);
                     }
                 };
                 let (counters, vitals) = (counters.clone(), Arc::clone(&vitals));
@@ -319,10 +319,12 @@ impl Handle {
         view.recv_deadline(deadline).ok()
     }
 
-    /// Begins to drain: no new connections, those there are advised to move and closed over `window`.
+    /// Begins to drain: no new connections, those there are advised to move and closed at this pace.
     /// False when a drain is under way already; it goes on as it is.
-    pub fn drain(&self, window: Duration) -> bool {
-        let begun = Begun { at: Instant::now(), window, connections: self.connections() };
+    pub fn drain(&self, pace: Pace) -> bool {
+        let connections = self.connections();
+        let window = pace.length(connections);
+        let begun = Begun { at: Instant::now(), window, disconnects_max: pace.disconnects_max, connections };
         if !self.inner.drain.begin(begun) {
             return false;
         }

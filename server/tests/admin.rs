@@ -191,6 +191,7 @@ fn what_cannot_be_served_is_refused_with_its_status_and_counted() {
         (post(admin, "/drain", "", "{\"windowMs\":-1}"), 400, "malformed"),
         (post(admin, "/drain", "", "{\"windowMs\":99999999}"), 400, "malformed"),
         (post(admin, "/drain", "", "{\"window\":1}"), 400, "malformed"),
+        (post(admin, "/drain", "", "{\"maxDisconnects\":-1}"), 400, "malformed"),
         (publish(&server, "nonsense"), 400, "malformed"),
         (publish(&server, &deep), 400, "malformed"),
         (publish(&server, &many), 413, "too_large"),

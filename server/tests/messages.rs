@@ -283,6 +283,40 @@ fn a_drain_advises_closes_1012_and_refuses_new_connections() {
 }
 
 #[test]
+fn a_drain_disconnects_no_more_a_second_than_it_may() {
+    const CLIENTS: u32 = 12;
+    const PER_SECOND: u32 = 6;
+    const SHARDS: u32 = 3;
+    // How long a client may take after its advised moment.
+    const GRACE: f64 = 1.0;
+    let server = Server::start(&["--shards", &SHARDS.to_string()]);
+    let mut clients: Vec<_> =
+        (0..CLIENTS).map(|id| Client::log_in(server.listen, &format!("clientId=c{id}&recvAck=1")).0).collect();
+    let begun = Instant::now();
+    let order = format!(r#"{{"windowMs":0,"maxDisconnects":{PER_SECOND}}}"#);
+    let status = post(server.admin, "/drain", "", &order).json();
+    assert_eq!(status["windowMs"].as_u64(), Some(2000), "the window gives way: {status:?}");
+    assert_eq!(status["maxDisconnects"].as_u64(), Some(u64::from(PER_SECOND)));
+    // Each shard closes its own evenly, so that their sum may be ahead by one for each.
+    let allowed = |after_s: f64| f64::from(PER_SECOND) * after_s.max(0.0) + f64::from(SHARDS);
+    let mut advised: Vec<_> = clients.iter_mut().map(|client| client.json()["afterMs"].as_u64().unwrap()).collect();
+    advised.sort_unstable();
+    for (before, after_ms) in advised.iter().enumerate() {
+        #[expect(clippy::cast_precision_loss, reason = "a few clients, a few seconds")]
+        let (before, after_s) = (before as f64, *after_ms as f64 / 1000.0);
+        assert!(before <= allowed(after_s), "{advised:?}");
+    }
+    support::eventually("all are closed", || {
+        let page = get(server.admin, "/metrics").body;
+        let closed = page.lines().find_map(|line| line.strip_prefix(r#"rtc_socket_closed_total{cause="drain"} "#));
+        let closed: f64 = closed.unwrap().parse().unwrap();
+        let passed = begun.elapsed().as_secs_f64();
+        assert!(closed <= allowed(passed - GRACE), "{closed} closed after {passed} s");
+        closed >= f64::from(CLIENTS)
+    });
+}
+
+#[test]
 fn a_sender_that_outruns_its_acks_is_slowed_then_refused_never_cut() {
     let server = Server::start(&["--shards", "1", "--ack-wait", "60s"]);
     let (mut a, _) = Client::log_in(server.listen, "clientId=a&acks=1");

@@ -70,6 +70,7 @@ fn a_drain_by_request_keeps_the_process_until_a_signal() {
     eventually("all have gone", || get(server.admin, "/drain/status").json()["phase"].as_str() == Some("drained"));
     let again = post(server.admin, "/drain", "", "{\"windowMs\":60000}");
     assert_eq!(again.json()["windowMs"].as_u64(), Some(0), "the first drain goes on as it was");
+    assert!(again.json().get("maxDisconnects").is_none(), "it has named no number");
     server.signal(Signal::TERM);
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }

@@ -138,6 +138,38 @@ fn a_node_that_joins_and_has_enough_to_do_rises_no_further() {
 }
 
 #[test]
+fn a_leader_that_comes_next_goes_on_with_a_slow_start() {
+    // What a node with nothing to do gets from here on, of a leader that knows this of slow starts.
+    let levels = |kept: &[u8]| {
+        let mut first = Bench::new(PolicyKind::Feedback);
+        first.at(0, &THREE);
+        first.at(1_000, &FOUR);
+        assert_eq!(weights(&first.at(1_000 + MINUTE, &FOUR))[3], 50);
+        let kept = if kept.is_empty() { first.state.starting().encode() } else { kept.to_vec() };
+        let mut second = Bench::new(PolicyKind::Feedback);
+        let ring = Arc::clone(first.state.ring().unwrap());
+        second.state.adopt(ring, Starting::decode(&kept).unwrap_or_default(), 2_000 + MINUTE);
+        let mut levels = Vec::new();
+        for second_s in 62..400 {
+            let decision = second.at(second_s * 1_000, &FOUR);
+            if decision.change.is_some() {
+                levels.push((second_s, reason(&decision).unwrap().to_owned(), weights(&decision)[3]));
+            }
+        }
+        levels
+    };
+    let started = |second_s, weight| (second_s, "slow-start: d".to_owned(), weight);
+    assert_eq!(levels(b"")[..2], [started(121, 75), started(181, 100)]);
+    // Without it the node counts as an old one with too little to do, and waits for the cooldown.
+    for nothing in [&b"{}"[..], b"nonsense", b"{\"d\":{\"joinedMs\":1000,\"steps\":0}}", &vec![b'['; 100_000]] {
+        assert!(levels(nothing).iter().all(|(second_s, reason, _)| reason == "weights-rebalanced" && *second_s > 180));
+    }
+    // From a clock that was ahead the time counts from now; who is not in the ring does not start.
+    let strange = br#"{"d":{"joinedMs":9007199254740991,"steps":2},"z":{"joinedMs":1,"steps":1}}"#;
+    assert_eq!(levels(strange)[0], started(182, 75));
+}
+
+#[test]
 fn without_slow_start_a_node_joins_with_an_average_weight() {
     let mut bench = Bench::new(PolicyKind::Feedback);
     bench.rules.policy.slow_start_ms = 0;
@@ -220,9 +252,9 @@ fn an_older_ring_from_elsewhere_is_not_adopted() {
         let node = (NodeId::new("z").unwrap(), Weight::MIN);
         Arc::new(Ring::build(RingVersion::new(version).unwrap(), 0, [node]).unwrap())
     };
-    bench.state.adopt(other(10), 0);
+    bench.state.adopt(other(10), Starting::default(), 0);
     assert_eq!(bench.state.ring().unwrap().weights().len(), 3);
-    bench.state.adopt(other(11), 0);
+    bench.state.adopt(other(11), Starting::default(), 0);
     assert_eq!(bench.state.ring().unwrap().weights().len(), 1);
 }
 

@@ -54,6 +54,15 @@ pub enum Plan {
         /// Its headers, with the dead node among the nodes passed.
         headers: Vec<OwnHeader>,
     },
+    /// A fence whose way leads back to who wrote it: its echo goes there, in the same partition and so behind what was
+    /// copied from ahead of it. Were it copied, its writer would follow it into the dead node's topic once more, where
+    /// it stands already, and wait for itself.
+    Echo {
+        /// The node that wrote the fence.
+        to: NodeId,
+        /// The echo.
+        value: Vec<u8>,
+    },
     /// The dead node has nothing more of this client: its claimant is told once all ahead of the claim is confirmed.
     Release {
         /// The claimant.
@@ -119,6 +128,12 @@ pub enum Poison {
         /// The limit.
         limit: usize,
     },
+    /// Kafka does not take it where it should go.
+    #[error("value is {bytes} bytes, more than the topic of its recipient's node takes")]
+    Refused {
+        /// Its length.
+        bytes: usize,
+    },
     /// Not JSON of this protocol.
     #[error("malformed value: {0}")]
     Malformed(&'static str),
@@ -134,11 +149,14 @@ pub enum Poison {
 }
 
 impl Poison {
+    /// Every word there is.
+    pub const CAUSES: [&'static str; 6] = ["empty", "too_large", "malformed", "client_id", "header", "unknown_kind"];
+
     /// A stable word for the header, as the nodes write it.
     pub fn cause(&self) -> &'static str {
         match self {
             Self::Empty => "empty",
-            Self::TooLarge { .. } => "too_large",
+            Self::TooLarge { .. } | Self::Refused { .. } => "too_large",
             Self::Malformed(_) => "malformed",
             Self::ClientId(_) => "client_id",
             Self::Header(_) => "header",
@@ -156,6 +174,8 @@ struct Fields<'a> {
     to_client_id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     client_id: Option<Cow<'a, str>>,
+    #[serde(default)]
+    id: Option<u64>,
     #[serde(default)]
     hash: Option<u64>,
     #[serde(default)]
@@ -197,16 +217,23 @@ fn try_plan(raw: &Raw<'_>, dead: &NodeId, ring: &Ring) -> Result<Plan, Poison> {
             Ok(Plan::Copy { kind, to: ring.owner(to.as_bytes()).clone(), headers })
         }
         Kind::Fence => {
-            let owner = ring.owner_of_hash(fields.hash.ok_or(MISSING)?);
+            let owner = ring.weights().node(ring.owner_of_hash(fields.hash.ok_or(MISSING)?));
+            if let Some(origin) = raw.header(ORIGIN_HEADER) {
+                let origin = Origin::parse(origin).ok_or(Poison::Header(ORIGIN_HEADER))?;
+                if origin.node == *owner {
+                    let value = fenced(fields.id.ok_or(MISSING)?, &origin);
+                    return Ok(Plan::Echo { to: origin.node, value });
+                }
+            }
             // A fence counts its way in its value, and this was no node's decision.
-            Ok(Plan::Copy { kind, to: ring.weights().node(owner).clone(), headers: raw.copied(|_| true) })
+            Ok(Plan::Copy { kind, to: owner.clone(), headers: raw.copied(|_| true) })
         }
         _ => {
             let (client, generation) = (fields.client_id.ok_or(MISSING)?, fields.generation.ok_or(MISSING)?);
             check_client(&client, "clientId")?;
             // Nobody waits for an answer to a claim that names no claimant, nor does the dead node for its own.
             let Some(origin) = raw.header(ORIGIN_HEADER) else { return Ok(Plan::Drop(kind)) };
-            let to = parse_origin(origin).ok_or(Poison::Header(ORIGIN_HEADER))?;
+            let Origin { node: to, .. } = Origin::parse(origin).ok_or(Poison::Header(ORIGIN_HEADER))?;
             if to == *dead {
                 return Ok(Plan::Drop(kind));
             }
@@ -222,13 +249,16 @@ pub fn released(client: &str, generation: u64) -> Vec<u8> {
     format!("{{\"type\":\"released\",\"clientId\":{client},\"generation\":{generation}}}").into_bytes()
 }
 
-/// The headers of a `released` notice in the name of `dead`: of no life of it, so that nobody answers.
-pub fn released_headers(dead: &NodeId) -> Vec<OwnHeader> {
+/// The value of a fence's echo, as nodes write it.
+fn fenced(id: u64, origin: &Origin) -> Vec<u8> {
+    let Origin { incarnation, shard, .. } = origin;
+    format!("{{\"type\":\"fenced\",\"id\":{id},\"shard\":{shard},\"incarnation\":{incarnation}}}").into_bytes()
+}
+
+/// The headers of a notice in the name of `dead`: of no life of it, so that nobody answers.
+pub fn notice_headers(kind: Kind, dead: &NodeId) -> Vec<OwnHeader> {
     let origin = format!("{dead}/0/0").into_bytes();
-    vec![
-        (KIND_HEADER.to_owned(), Some(Kind::Released.as_str().as_bytes().to_vec())),
-        (ORIGIN_HEADER.to_owned(), Some(origin)),
-    ]
+    vec![(KIND_HEADER.to_owned(), Some(kind.as_str().as_bytes().to_vec())), (ORIGIN_HEADER.to_owned(), Some(origin))]
 }
 
 /// A node's mark in a trail: a hash of its name.
@@ -279,12 +309,21 @@ fn check_client(id: &str, field: &'static str) -> Result<(), Poison> {
     if is_client { Ok(()) } else { Err(Poison::ClientId(field)) }
 }
 
-fn parse_origin(header: &[u8]) -> Option<NodeId> {
-    let mut parts = std::str::from_utf8(header).ok()?.split('/');
-    let node = NodeId::new(parts.next()?).ok()?;
-    parse_number::<u64>(parts.next()?.as_bytes())?;
-    parse_number::<u16>(parts.next()?.as_bytes())?;
-    parts.next().is_none().then_some(node)
+/// Who sent a record: a shard of one life of a node.
+#[derive(Debug)]
+struct Origin {
+    node: NodeId,
+    incarnation: u64,
+    shard: u16,
+}
+
+impl Origin {
+    fn parse(header: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(header).ok()?.split('/');
+        let node = NodeId::new(parts.next()?).ok()?;
+        let (incarnation, shard) = (parse_number(parts.next()?.as_bytes())?, parse_number(parts.next()?.as_bytes())?);
+        parts.next().is_none().then_some(Self { node, incarnation, shard })
+    }
 }
 
 /// Decimal digits and nothing else; `FromStr` would take a sign.

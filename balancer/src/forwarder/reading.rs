@@ -20,11 +20,10 @@ use tracing::{debug, info, warn};
 use super::Forwarded;
 use super::lease::Lease;
 use super::plan::{self, Kind, OwnHeader, Plan, Poison, Raw};
-use super::sender::{
-    ANSWER_TIMEOUT, DEAD_LETTER_TOPIC, NODE_TOPIC_PREFIX, Outgoing, Place, Sender, client, partitions_of,
-};
+use super::sender::{DEAD_LETTER_TOPIC, Heard, NODE_TOPIC_PREFIX, Outgoing, Place, Sender, Sent};
 use super::watch::{Ending, Ends};
 use super::watermark::Watermark;
+use crate::kafka::{ANSWER_TIMEOUT, Kafka, partitions_of};
 use crate::sys;
 
 /// Records read before other things are looked at.
@@ -54,8 +53,8 @@ const DEAD_LETTER_BYTES_MAX: usize = 256 << 10;
 
 /// What a reading is made of.
 pub struct Task {
-    /// `HOST:PORT,…`.
-    pub brokers: String,
+    /// Where the topics are.
+    pub kafka: Kafka,
     /// Where the lease is.
     pub redis: redis::Client,
     /// Whose topic it is.
@@ -140,21 +139,25 @@ struct Reading {
     commits_failed: u64,
     read_at: Instant,
     records: u64,
+    has_told_of_size: bool,
 }
 
 fn forward(task: Task, has_carried: &mut bool) -> anyhow::Result<Ending> {
     let topic = format!("{NODE_TOPIC_PREFIX}{}", task.dead);
-    let consumer: BaseConsumer<ReadContext> = client(&task.brokers)
-        .set("group.id", format!("rtc-delivery-{}", task.dead))
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "earliest")
-        .set("enable.partition.eof", "true")
-        .set("isolation.level", "read_committed")
-        .set("fetch.wait.max.ms", "100")
-        .set("queued.max.messages.kbytes", "8192")
-        .create_with_context(ReadContext::default())?;
-    let count = partitions_of(&consumer, &topic)?.ok_or_else(|| anyhow!("there is no topic {topic} any more"))?;
+    let own = [
+        ("group.id", &*format!("rtc-delivery-{}", task.dead)),
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        ("auto.offset.reset", "earliest"),
+        ("enable.partition.eof", "true"),
+        ("isolation.level", "read_committed"),
+        ("fetch.wait.max.ms", "100"),
+        ("queued.max.messages.kbytes", "8192"),
+    ];
+    let consumer: BaseConsumer<ReadContext> =
+        task.kafka.client("rtc-forwarder", &own).create_with_context(ReadContext::default())?;
+    let count =
+        partitions_of(consumer.client(), &topic)?.ok_or_else(|| anyhow!("there is no topic {topic} any more"))?;
     let (positions, _) = committed(&consumer, &topic, count)?;
     let ends = ends_of(&consumer, &topic, count)?;
     if is_drained(&positions, &ends) {
@@ -165,7 +168,7 @@ fn forward(task: Task, has_carried: &mut bool) -> anyhow::Result<Ending> {
         return Ok(Ending::Stopped);
     };
     let (node, ring_version) = (task.dead.clone(), task.ring.version());
-    let sender = Sender::new(&task.brokers)?;
+    let sender = Sender::new(&task.kafka)?;
     let now = Instant::now();
     let mut reading = Reading {
         task,
@@ -179,6 +182,7 @@ fn forward(task: Task, has_carried: &mut bool) -> anyhow::Result<Ending> {
         commits_failed: 0,
         read_at: now,
         records: 0,
+        has_told_of_size: false,
     };
     let outcome = reading.begin(count).and_then(|behind| {
         info!(%node, token, behind, %ring_version, "forwarding a dead node's topic");
@@ -307,9 +311,48 @@ impl Reading {
     }
 
     fn hear(&mut self) -> anyhow::Result<()> {
-        for place in self.sender.confirmed()? {
+        let Heard { confirmed, too_large, again } = self.sender.hear()?;
+        for place in confirmed {
             self.finish(place);
         }
+        for outgoing in again.into_iter().rev() {
+            self.waiting.push_front(outgoing);
+        }
+        for outgoing in too_large {
+            self.bury_too_large(outgoing)?;
+        }
+        Ok(())
+    }
+
+    /// A record that its topic does not take goes to the dead letters, shortened; a letter that is not taken either is
+    /// given up.
+    fn bury_too_large(&mut self, outgoing: Outgoing) -> anyhow::Result<()> {
+        let Outgoing { place, topic, key, value, headers, .. } = outgoing;
+        let (node, bytes) = (&self.task.dead, value.as_ref().map_or(0, Vec::len));
+        if topic == DEAD_LETTER_TOPIC {
+            warn!(%node, ?place, bytes, "kafka takes no dead letter of this size: its record is given up");
+            self.finish(place);
+            return Ok(());
+        }
+        if !std::mem::replace(&mut self.has_told_of_size, true) {
+            warn!(
+                %node, ?place, bytes, topic,
+                "kafka takes no record of this size: it goes to the dead letters, and the others on; \
+                 raise max.message.bytes of the topic to what the dead node's takes"
+            );
+        }
+        let poison = Poison::Refused { bytes };
+        self.bury(place, &poison, Content { key, value, headers })
+    }
+
+    fn bury(&mut self, place: Place, poison: &Poison, content: Content) -> anyhow::Result<()> {
+        self.sender.need_dead_letters()?;
+        self.task.counted.count_buried(poison);
+        debug!(topic = self.topic, ?place, reason = %poison, "a record cannot be forwarded: see the dead letters");
+        let source = format!("{}/{}/{}", self.topic, place.partition, place.offset);
+        let (topic, letter) = (DEAD_LETTER_TOPIC.to_owned(), content.letter(poison, source));
+        let Content { key, value, headers } = letter;
+        self.waiting.push_back(Outgoing { place, topic, partition: 0, key, value, headers });
         Ok(())
     }
 
@@ -338,7 +381,7 @@ impl Reading {
     }
 
     fn answer(&mut self, place: Place, claim: &Claim) -> anyhow::Result<()> {
-        let Some(partitions) = self.sender.partitions(&self.consumer, &claim.to)? else {
+        let Some(partitions) = self.sender.partitions(&claim.to)? else {
             // A claimant without a topic hears nothing from anybody.
             self.task.counted.count_dropped(Kind::Claimed);
             self.finish(place);
@@ -351,18 +394,21 @@ impl Reading {
             partition: i32::from(place.partition % partitions),
             key: Some(claim.client.clone().into_bytes()),
             value: Some(plan::released(&claim.client, claim.generation)),
-            headers: plan::released_headers(&self.task.dead),
+            headers: plan::notice_headers(Kind::Released, &self.task.dead),
         });
         Ok(())
     }
 
     fn send_waiting(&mut self) -> anyhow::Result<()> {
-        while let Some(outgoing) = self.waiting.front() {
-            if !self.sender.send(outgoing)? {
-                break;
+        while let Some(outgoing) = self.waiting.pop_front() {
+            match self.sender.send(&outgoing)? {
+                Sent::Yes => self.records += 1,
+                Sent::NotNow => {
+                    self.waiting.push_front(outgoing);
+                    break;
+                }
+                Sent::TooLarge => self.bury_too_large(outgoing)?,
             }
-            self.records += 1;
-            self.waiting.pop_front();
         }
         Ok(())
     }
@@ -399,7 +445,7 @@ impl Reading {
                     debug!(%error, topic = self.topic, "kafka has trouble with a dead node's topic");
                     continue;
                 }
-                Some(Ok(message)) => take(&message, &self.task.dead, &self.task.ring, &self.topic),
+                Some(Ok(message)) => take(&message, &self.task.dead, &self.task.ring),
             };
             if let Some(taken) = taken {
                 self.follow(taken)?;
@@ -410,7 +456,7 @@ impl Reading {
     }
 
     fn follow(&mut self, taken: Taken) -> anyhow::Result<()> {
-        let Taken { place, key, value, plan, letter } = taken;
+        let Taken { place, key, value, plan, headers } = taken;
         self.read_at = Instant::now();
         let Some(partition) = self.partitions.get_mut(usize::from(place.partition)) else { return Ok(()) };
         partition.is_at_end = false;
@@ -418,12 +464,12 @@ impl Reading {
         match plan {
             Plan::Copy { kind, to, headers } => {
                 partition.copies.insert(place.offset);
-                let partitions = self.sender.partitions(&self.consumer, &to)?;
-                let partitions = partitions.ok_or_else(|| anyhow!("{to} owns its clients and has no topic"))?;
-                self.task.counted.count(kind);
-                let topic = format!("{NODE_TOPIC_PREFIX}{to}");
-                let partition = i32::from(place.partition % partitions);
-                self.waiting.push_back(Outgoing { place, topic, partition, key, value, headers });
+                self.send_on(place, kind, &to, Content { key, value, headers })?;
+            }
+            Plan::Echo { to, value } => {
+                partition.copies.insert(place.offset);
+                let headers = plan::notice_headers(Kind::Fenced, &self.task.dead);
+                self.send_on(place, Kind::Fence, &to, Content { key, value: Some(value), headers })?;
             }
             Plan::Release { to, client, generation } => {
                 partition.claims.push_back(Claim { offset: place.offset, to, client, generation });
@@ -434,13 +480,19 @@ impl Reading {
             }
             Plan::Bury(poison) => {
                 partition.copies.insert(place.offset);
-                self.sender.need_dead_letters(&self.consumer)?;
-                self.task.counted.poison.fetch_add(1, Ordering::Relaxed);
-                debug!(topic = self.topic, ?place, reason = %poison, "a record is poison: see the dead letters");
-                let topic = DEAD_LETTER_TOPIC.to_owned();
-                self.waiting.push_back(Outgoing { place, topic, partition: 0, key, value, headers: letter });
+                self.bury(place, &poison, Content { key, value, headers })?;
             }
         }
+        Ok(())
+    }
+
+    fn send_on(&mut self, place: Place, kind: Kind, to: &NodeId, content: Content) -> anyhow::Result<()> {
+        let partitions = self.sender.partitions(to)?;
+        let partitions = partitions.ok_or_else(|| anyhow!("{to} owns its clients and has no topic"))?;
+        self.task.counted.count(kind);
+        let (topic, partition) = (format!("{NODE_TOPIC_PREFIX}{to}"), i32::from(place.partition % partitions));
+        let Content { key, value, headers } = content;
+        self.waiting.push_back(Outgoing { place, topic, partition, key, value, headers });
         Ok(())
     }
 
@@ -534,41 +586,49 @@ impl Reading {
     }
 }
 
+/// What a record is made of.
+struct Content {
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    headers: Vec<OwnHeader>,
+}
+
+impl Content {
+    /// A dead letter, as the nodes write them: so much of a record as is kept, and what is wrong with it.
+    fn letter(self, poison: &Poison, source: String) -> Self {
+        let Self { mut key, mut value, mut headers } = self;
+        let mut add = |name: &str, text: String| headers.push((name.to_owned(), Some(text.into_bytes())));
+        add("rtc-cause", poison.cause().to_owned());
+        add("rtc-reason", poison.to_string());
+        add("rtc-source", source);
+        if let Some(whole) = value.as_mut().filter(|whole| whole.len() > DEAD_LETTER_BYTES_MAX) {
+            add("rtc-length", whole.len().to_string());
+            whole.truncate(DEAD_LETTER_BYTES_MAX);
+        }
+        key = key.filter(|key| key.len() <= DEAD_LETTER_BYTES_MAX);
+        Self { key, value, headers }
+    }
+}
+
 /// A record, read and planned for.
 struct Taken {
     place: Place,
     key: Option<Vec<u8>>,
     value: Option<Vec<u8>>,
     plan: Plan,
-    // The headers of a dead letter; empty for all else.
-    letter: Vec<OwnHeader>,
+    // Those of one that is buried; none of all others.
+    headers: Vec<OwnHeader>,
 }
 
-fn take(message: &BorrowedMessage<'_>, dead: &NodeId, ring: &Ring, topic: &str) -> Option<Taken> {
+fn take(message: &BorrowedMessage<'_>, dead: &NodeId, ring: &Ring) -> Option<Taken> {
     let (Ok(partition), Ok(offset)) = (u16::try_from(message.partition()), u64::try_from(message.offset())) else {
         return None;
     };
     let raw = Raw { value: message.payload(), headers: sys::kafka_headers(message) };
     let plan = plan::plan(&raw, dead, ring);
-    let (mut key, mut value, mut letter) = (message.key(), message.payload(), Vec::new());
-    if let Plan::Bury(poison) = &plan {
-        letter = dead_letter_headers(&raw, poison, format!("{topic}/{partition}/{offset}"));
-        if let Some(whole) = value.filter(|whole| whole.len() > DEAD_LETTER_BYTES_MAX) {
-            value = whole.get(..DEAD_LETTER_BYTES_MAX);
-            letter.push(("rtc-length".to_owned(), Some(whole.len().to_string().into_bytes())));
-        }
-        key = key.filter(|key| key.len() <= DEAD_LETTER_BYTES_MAX);
-    }
-    let place = Place { partition, offset };
-    Some(Taken { place, key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec), plan, letter })
-}
-
-/// As the nodes write them.
-fn dead_letter_headers(raw: &Raw<'_>, poison: &Poison, source: String) -> Vec<OwnHeader> {
-    let mut headers = raw.copied(|_| true);
-    let words = [("rtc-cause", poison.cause().to_owned()), ("rtc-reason", poison.to_string()), ("rtc-source", source)];
-    headers.extend(words.map(|(name, value)| (name.to_owned(), Some(value.into_bytes()))));
-    headers
+    let headers = if matches!(plan, Plan::Bury(_)) { raw.copied(|_| true) } else { Vec::new() };
+    let (key, value) = (message.key().map(<[u8]>::to_vec), message.payload().map(<[u8]>::to_vec));
+    Some(Taken { place: Place { partition, offset }, key, value, plan, headers })
 }
 
 #[cfg(test)]

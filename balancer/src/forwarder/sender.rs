@@ -1,19 +1,13 @@
-//! The way into other nodes' topics: every record is confirmed by all replicas, in order per partition, or the reading
-//! ends without having committed it.
+//! The way into other nodes' topics: every record is confirmed by all replicas, in order per partition, or too large for
+//! its topic and given back, or the reading ends without having committed it.
 
-use std::collections::HashMap;
-use std::future::Future;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use rdkafka::ClientContext;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext};
@@ -21,14 +15,17 @@ use ring::NodeId;
 use tracing::debug;
 
 use super::plan::OwnHeader;
+use crate::kafka::{Kafka, partitions_of};
 
 /// Where records go that nobody can use.
 pub const DEAD_LETTER_TOPIC: &str = "rtc.dead-letter";
 /// The topic of a node is called this and its id.
 pub const NODE_TOPIC_PREFIX: &str = "delivery_node_";
 
-/// How long Kafka may take to tell of a topic.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it may take until it is told which record a producer has given up.
+const BLAME_TIMEOUT: Duration = Duration::from_secs(1);
+/// One look for that.
+const BLAME_POLL: Duration = Duration::from_millis(10);
 /// Larger than any record that is read.
 const REQUEST_BYTES_MAX: &str = "67108864";
 
@@ -58,30 +55,49 @@ pub struct Outgoing {
     pub headers: Vec<OwnHeader>,
 }
 
-/// Settings that all clients share.
-pub fn client(brokers: &str) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", brokers)
-        .set("client.id", "rtc-forwarder")
-        // A topic that springs into being by being named would have the wrong number of partitions.
-        .set("allow.auto.create.topics", "false")
-        .set("socket.keepalive.enable", "true")
-        .set("reconnect.backoff.ms", "100")
-        .set("reconnect.backoff.max.ms", "1000")
-        .set_log_level(RDKafkaLogLevel::Warning);
-    config
+impl Outgoing {
+    fn bytes(&self) -> usize {
+        self.value.as_ref().map_or(0, Vec::len)
+    }
+}
+
+fn producer(kafka: &Kafka, is_single: bool) -> anyhow::Result<BaseProducer<Reports>> {
+    let batch = if is_single { "1" } else { "10000" };
+    let own = [
+        ("acks", "all"),
+        ("enable.idempotence", "true"),
+        // A batch that fails for good is a fatal error, so that nothing behind it gets through before it.
+        ("enable.gapless.guarantee", "true"),
+        // No record ever times out: while Kafka is away the reading waits.
+        ("message.timeout.ms", "0"),
+        ("linger.ms", "2"),
+        ("batch.num.messages", batch),
+        ("message.max.bytes", REQUEST_BYTES_MAX),
+    ];
+    Ok(kafka.client("rtc-forwarder", &own).create_with_context(Reports::default())?)
 }
 
 #[derive(Debug, Default)]
-struct Heard {
+struct Said {
     reports: Vec<(usize, Option<RDKafkaErrorCode>)>,
     fatal: Option<String>,
 }
 
+impl Said {
+    fn has_too_large(&self) -> bool {
+        self.reports.iter().any(|(_, failure)| *failure == Some(RDKafkaErrorCode::MessageSizeTooLarge))
+    }
+}
+
 /// Hears the library on the thread that polls it.
 #[derive(Debug, Default)]
-struct Reports(Mutex<Heard>);
+struct Reports(Mutex<Said>);
+
+impl Reports {
+    fn take(&self) -> Said {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
@@ -108,14 +124,39 @@ impl ProducerContext for Reports {
     }
 }
 
+/// What became of an attempt to send a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It is on its way.
+    Yes,
+    /// The library has no room now.
+    NotNow,
+    /// It is larger than any record may be.
+    TooLarge,
+}
+
+/// What Kafka has said.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Records that it has.
+    pub confirmed: Vec<Place>,
+    /// Records that it does not take for their size.
+    pub too_large: Vec<Outgoing>,
+    /// Records that must be sent once more, in this order and before any other.
+    pub again: Vec<Outgoing>,
+}
+
 /// A producer and what it has not confirmed.
 pub struct Sender {
+    kafka: Kafka,
     producer: BaseProducer<Reports>,
-    brokers: String,
     partitions: HashMap<String, u16>,
-    in_flight: HashMap<usize, (Place, usize)>,
+    // By number, and so in the order in which they were sent.
+    in_flight: BTreeMap<usize, Outgoing>,
     in_flight_bytes: usize,
     next_number: usize,
+    // Every record is a batch of its own: then it is certain which one is refused for its size.
+    is_single: bool,
 }
 
 impl Sender {
@@ -123,33 +164,24 @@ impl Sender {
     ///
     /// # Errors
     /// When the client library refuses its settings.
-    pub fn new(brokers: &str) -> anyhow::Result<Self> {
-        let producer = client(brokers)
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            // A batch that fails for good is a fatal error, so that nothing behind it gets through before it.
-            .set("enable.gapless.guarantee", "true")
-            // No record ever times out: while Kafka is away the reading waits.
-            .set("message.timeout.ms", "0")
-            .set("linger.ms", "2")
-            .set("message.max.bytes", REQUEST_BYTES_MAX)
-            .create_with_context(Reports::default())?;
+    pub fn new(kafka: &Kafka) -> anyhow::Result<Self> {
         Ok(Self {
-            producer,
-            brokers: brokers.to_owned(),
+            kafka: kafka.clone(),
+            producer: producer(kafka, false)?,
             partitions: HashMap::new(),
-            in_flight: HashMap::new(),
+            in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
             next_number: 0,
+            is_single: false,
         })
     }
 
-    /// Sends a record; false where the library has no room now.
+    /// Sends a record.
     ///
     /// # Errors
     /// When it will never be sent.
-    pub fn send(&mut self, outgoing: &Outgoing) -> anyhow::Result<bool> {
-        let Outgoing { place, topic, partition, key, value, headers } = outgoing;
+    pub fn send(&mut self, outgoing: &Outgoing) -> anyhow::Result<Sent> {
+        let Outgoing { topic, partition, key, value, headers, .. } = outgoing;
         let number = self.next_number;
         let mut record: BaseRecord<'_, [u8], [u8], usize> =
             BaseRecord::with_opaque_to(topic, number).partition(*partition).headers(owned(headers));
@@ -161,38 +193,73 @@ impl Sender {
         }
         match self.producer.send(record) {
             Ok(()) => {
-                let bytes = value.as_ref().map_or(0, Vec::len);
                 self.next_number += 1;
-                self.in_flight.insert(number, (*place, bytes));
-                self.in_flight_bytes += bytes;
-                Ok(true)
+                self.in_flight_bytes += outgoing.bytes();
+                self.in_flight.insert(number, outgoing.clone());
+                Ok(Sent::Yes)
             }
-            Err((error, _)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) => Ok(false),
-            Err((error, _)) => Err(error).with_context(|| format!("a record for {topic} cannot be sent")),
+            Err((error, _)) => match error.rdkafka_error_code() {
+                // Why it takes no more is told by what is heard next.
+                Some(RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal) => Ok(Sent::NotNow),
+                Some(RDKafkaErrorCode::MessageSizeTooLarge) => Ok(Sent::TooLarge),
+                _ => Err(error).with_context(|| format!("a record for {topic} cannot be sent")),
+            },
         }
     }
 
-    /// Takes what Kafka has confirmed.
+    /// Takes what Kafka has said.
     ///
     /// # Errors
-    /// When a record has failed for good: nothing behind it gets through either.
-    pub fn confirmed(&mut self) -> anyhow::Result<Vec<Place>> {
+    /// When a record has failed for good, and not for its size: nothing behind it gets through either.
+    pub fn hear(&mut self) -> anyhow::Result<Heard> {
         self.producer.poll(Duration::ZERO);
-        let heard = std::mem::take(&mut *self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner));
-        let (mut places, mut failed) = (Vec::with_capacity(heard.reports.len()), None);
-        for (number, failure) in heard.reports {
-            let Some((place, bytes)) = self.in_flight.remove(&number) else { continue };
-            self.in_flight_bytes -= bytes;
+        let mut said = self.producer.context().take();
+        said.fatal = said.fatal.or_else(|| self.producer.client().fatal_error().map(|(_, reason)| reason));
+        if said.fatal.is_some() {
+            // Which record is to blame is told a moment later.
+            let deadline = Instant::now() + BLAME_TIMEOUT;
+            while !said.has_too_large() && said.reports.len() < self.in_flight.len() && Instant::now() < deadline {
+                self.producer.poll(BLAME_POLL);
+                said.reports.extend(self.producer.context().take().reports);
+            }
+        }
+        let (mut heard, mut failed, mut refused) = (Heard::default(), None, Vec::new());
+        for (number, failure) in said.reports {
             match failure {
-                None => places.push(place),
+                None => heard.confirmed.extend(self.forget(number).map(|outgoing| outgoing.place)),
+                Some(RDKafkaErrorCode::MessageSizeTooLarge) => refused.push(number),
                 Some(code) => failed = Some(code),
             }
         }
-        match (heard.fatal, failed) {
+        if !refused.is_empty() {
+            self.go_on_without(&refused, &mut heard)?;
+            return Ok(heard);
+        }
+        match (said.fatal, failed) {
             (Some(reason), _) => bail!("kafka takes no more from this producer: {reason}"),
             (None, Some(code)) => bail!("kafka does not take a record: {code}"),
-            (None, None) => Ok(places),
+            (None, None) => Ok(heard),
         }
+    }
+
+    /// Brokers refuse a whole batch. A record that was one by itself is left out; of several it is not known which, and
+    /// each is tried alone. The producer lets nothing pass behind a batch that has failed: another takes its place.
+    fn go_on_without(&mut self, refused: &[usize], heard: &mut Heard) -> anyhow::Result<()> {
+        if self.is_single || refused.len() == 1 {
+            heard.too_large = refused.iter().filter_map(|number| self.forget(*number)).collect();
+        } else {
+            self.is_single = true;
+        }
+        self.producer = producer(&self.kafka, self.is_single)?;
+        heard.again = std::mem::take(&mut self.in_flight).into_values().collect();
+        self.in_flight_bytes = 0;
+        Ok(())
+    }
+
+    fn forget(&mut self, number: usize) -> Option<Outgoing> {
+        let outgoing = self.in_flight.remove(&number)?;
+        self.in_flight_bytes -= outgoing.bytes();
+        Some(outgoing)
     }
 
     /// Records that are not confirmed, and the bytes of their values.
@@ -204,16 +271,12 @@ impl Sender {
     ///
     /// # Errors
     /// When Kafka does not tell.
-    pub fn partitions<C: ConsumerContext>(
-        &mut self,
-        asking: &BaseConsumer<C>,
-        node: &NodeId,
-    ) -> anyhow::Result<Option<u16>> {
+    pub fn partitions(&mut self, node: &NodeId) -> anyhow::Result<Option<u16>> {
         let topic = format!("{NODE_TOPIC_PREFIX}{node}");
         if let Some(partitions) = self.partitions.get(&topic) {
             return Ok(Some(*partitions));
         }
-        let found = partitions_of(asking, &topic)?;
+        let found = partitions_of(self.producer.client(), &topic)?;
         // At most one entry for each node whose topic exists.
         self.partitions.extend(found.map(|partitions| (topic, partitions)));
         Ok(found)
@@ -223,65 +286,16 @@ impl Sender {
     ///
     /// # Errors
     /// When it is not there and cannot be created.
-    pub fn need_dead_letters<C: ConsumerContext>(&mut self, asking: &BaseConsumer<C>) -> anyhow::Result<()> {
-        if self.partitions.contains_key(DEAD_LETTER_TOPIC) {
-            return Ok(());
+    pub fn need_dead_letters(&mut self) -> anyhow::Result<()> {
+        if !self.partitions.contains_key(DEAD_LETTER_TOPIC) {
+            let partitions = self.kafka.need_topic(self.producer.client(), DEAD_LETTER_TOPIC)?;
+            self.partitions.insert(DEAD_LETTER_TOPIC.to_owned(), partitions);
         }
-        let mut partitions = partitions_of(asking, DEAD_LETTER_TOPIC)?;
-        if partitions.is_none() {
-            let admin: AdminClient<_> = client(&self.brokers).create()?;
-            let topic = NewTopic::new(DEAD_LETTER_TOPIC, 1, TopicReplication::Fixed(-1));
-            let options =
-                AdminOptions::new().operation_timeout(Some(ANSWER_TIMEOUT)).request_timeout(Some(ANSWER_TIMEOUT));
-            for result in wait_for(admin.create_topics([&topic], &options))? {
-                match result {
-                    Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                    Err((topic, code)) => bail!("topic {topic} cannot be created: {code}"),
-                }
-            }
-            partitions = partitions_of(asking, DEAD_LETTER_TOPIC)?;
-        }
-        let partitions = partitions.ok_or_else(|| anyhow!("topic {DEAD_LETTER_TOPIC} is not there yet"))?;
-        self.partitions.insert(DEAD_LETTER_TOPIC.to_owned(), partitions);
         Ok(())
     }
-}
-
-/// How many partitions a topic has; `None` where there is no such topic.
-///
-/// # Errors
-/// When Kafka does not tell.
-pub fn partitions_of<C: ConsumerContext>(asking: &BaseConsumer<C>, topic: &str) -> anyhow::Result<Option<u16>> {
-    let metadata = asking
-        .fetch_metadata(Some(topic), ANSWER_TIMEOUT)
-        .with_context(|| format!("kafka does not tell of topic {topic}"))?;
-    let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
-    let partitions = found.map(|found| found.partitions().len()).filter(|partitions| *partitions > 0);
-    Ok(partitions.map(|partitions| u16::try_from(partitions).unwrap_or(u16::MAX)))
 }
 
 fn owned(headers: &[OwnHeader]) -> OwnedHeaders {
     let empty = OwnedHeaders::new_with_capacity(headers.len());
     headers.iter().fold(empty, |owned, (key, value)| owned.insert(Header { key, value: value.as_ref() }))
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Waits for an answer of the library, which has a limit of its own for it.
-fn wait_for<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut context = Context::from_waker(&waker);
-    loop {
-        match future.as_mut().poll(&mut context) {
-            Poll::Ready(output) => return output,
-            Poll::Pending => std::thread::park(),
-        }
-    }
 }

@@ -66,6 +66,7 @@ function nodeRow(node) {
 function rebalanceRow(rebalance) {
   const row = element('tr');
   const reason = element('div', rebalance.reason);
+  reason.title = rebalance.reason;
   if (rebalance.cause) reason.append(element('small', rebalance.cause));
   const peaks = [rebalance.peakBefore, rebalance.peakAfter].map((peak) => peak?.toFixed(2));
   row.append(
@@ -80,13 +81,20 @@ function rebalanceRow(rebalance) {
 }
 
 function ringPiece(node, widest) {
-  const piece = element('span', node.share > 0.04 ? node.nodeId : null);
+  const piece = element('span', node.nodeId);
   piece.dataset.state = node.state;
   piece.title = `${node.nodeId}: ${percent(node.share)}`;
   piece.style.flexGrow = node.share;
   piece.style.flexBasis = '0';
   piece.style.setProperty('--strength', `${25 + 45 * (node.share / widest)}%`);
   return piece;
+}
+
+// A name stands in its piece where it fits whole; all are measured before any is changed, for one layout.
+function showRing(pieces) {
+  document.querySelector('.ring').replaceChildren(...pieces);
+  const tooWide = pieces.filter((piece) => piece.scrollWidth > piece.clientWidth);
+  for (const piece of tooWide) piece.textContent = '';
 }
 
 function fill(selector, name, rows) {
@@ -111,7 +119,7 @@ function render(state, ring) {
   show('moved', percent(sum(recent.map((rebalance) => rebalance.movedShare))));
   const owners = nodes.filter((node) => node.share > 0);
   const widest = Math.max(...owners.map((node) => node.share), 0);
-  document.querySelector('.ring').replaceChildren(...owners.map((node) => ringPiece(node, widest)));
+  showRing(owners.map((node) => ringPiece(node, widest)));
   fill('.nodes tbody', 'nodes', nodes.slice(0, ROWS_MAX).map(nodeRow));
   fill('.history tbody', 'history', ring.rebalances.map(rebalanceRow));
   setLive(state.isFresh, state.isFresh ? 'live' : 'redis does not answer');

@@ -107,6 +107,23 @@ fn one_absurd_heartbeat_is_left_out_named_and_counted() {
 }
 
 #[test]
+fn a_node_that_becomes_absurd_keeps_its_weight_until_it_is_gone() {
+    let odd = |cpu| heartbeat("odd", cpu);
+    let beside = |ts, odd: &[String]| line(ts, &[&[heartbeat("a", "0.5"), heartbeat("b", "0.5")], odd].concat());
+    let outcome = run(&[
+        beside(1_000, &[odd("0.5")]),
+        beside(3_000, &[odd("NaN")]),
+        // Of one node's two the sound one counts, wherever it stands.
+        beside(5_000, &[odd("-1"), odd("0.5")]),
+        beside(7_000, &[]),
+    ]);
+    assert_eq!(nodes(&outcome.answers[0]), ["a", "b", "odd"]);
+    assert!(outcome.answers[1]["ringUpdate"].is_null() && outcome.answers[2]["ringUpdate"].is_null());
+    assert_eq!(outcome.answers[3]["ringUpdate"]["reason"].as_str(), Some("nodes-removed: odd"));
+    assert_eq!(outcome.tally.refused, [("unreadable", 2)].into());
+}
+
+#[test]
 fn of_two_heartbeats_of_one_node_the_first_counts() {
     let outcome = run(&[line(1000, &[heartbeat("a", "0.5"), heartbeat("a", "0.9"), heartbeat("b", "0.5")])]);
     assert_eq!(nodes(&outcome.answers[0]), ["a", "b"]);

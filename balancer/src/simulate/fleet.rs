@@ -25,6 +25,15 @@ pub struct Fleet {
     /// Standard deviation of what nodes measure, as a share of the true value.
     #[serde(default = "default_noise")]
     pub noise: f64,
+    /// How long a node's error lasts, in ms: each measurement resembles those of so long before. 0: each errs by itself.
+    #[serde(default)]
+    pub noise_memory_ms: u64,
+    /// Index of the Pareto distribution of what a client brings; the lower, the more a few bring most. None: all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<f64>,
+    /// How far memory and latency are the same on every node whatever it does, 0 to 1.
+    #[serde(default)]
+    pub flat: f64,
     /// Between two heartbeats, in ms.
     #[serde(default = "default_heartbeat_ms")]
     pub heartbeat_ms: u64,
@@ -108,6 +117,16 @@ impl Fleet {
         }
         range("offered", (0.0..=10.0).contains(&self.offered), self.offered.to_string(), "0 to 10")?;
         range("noise", (0.0..=1.0).contains(&self.noise), self.noise.to_string(), "0 to 1")?;
+        range(
+            "noise_memory_ms",
+            self.noise_memory_ms <= DURATION_MS_MAX,
+            self.noise_memory_ms.to_string(),
+            "at most a week",
+        )?;
+        if let Some(tail) = self.tail {
+            range("tail", (1.01..=100.0).contains(&tail), tail.to_string(), "1.01 to 100")?;
+        }
+        range("flat", (0.0..=1.0).contains(&self.flat), self.flat.to_string(), "0 to 1")?;
         let (beat, decision, drain) = (self.heartbeat_ms, self.decision_ms, self.drain_ms);
         let is_right = (HEARTBEAT_MS_MIN..=DURATION_MS_MAX).contains(&beat);
         range("heartbeat_ms", is_right, beat.to_string(), "from 100 up")?;
@@ -127,6 +146,9 @@ pub fn built_in() -> Vec<Fleet> {
         capacities: capacities.to_vec(),
         offered: default_offered(),
         noise,
+        noise_memory_ms: 0,
+        tail: None,
+        flat: 0.0,
         heartbeat_ms: default_heartbeat_ms(),
         decision_ms: default_decision_ms(),
         drain_ms: default_drain_ms(),
@@ -166,6 +188,9 @@ mod tests {
             ("name = \"x\"\ncapacities = [nan]", "capacities is NaN"),
             ("name = \"x\"\ncapacities = [1]\nnoise = 2", "noise is 2"),
             ("name = \"x\"\ncapacities = [1]\noffered = -1", "offered is -1"),
+            ("name = \"x\"\ncapacities = [1]\ntail = 1.0", "tail is 1"),
+            ("name = \"x\"\ncapacities = [1]\nflat = 1.5", "flat is 1.5"),
+            ("name = \"x\"\ncapacities = [1]\nnoise_memory_ms = 604800001", "noise_memory_ms is 604800001"),
             ("name = \"x\"\ncapacities = [1]\nheartbeat_ms = 1", "heartbeat_ms is 1"),
             ("name = \"x\"\ncapacities = [1]\ndecision_ms = 3000", "decision_ms is 3000"),
             ("name = \"x\"\ncapacities = [1]\ndrain_ms = 0", "drain_ms is 0"),

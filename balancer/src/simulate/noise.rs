@@ -22,10 +22,16 @@ impl Noise {
     }
 
     /// Above 0, at most 1.
-    fn uniform(&mut self) -> f64 {
+    pub fn uniform(&mut self) -> f64 {
         #[allow(clippy::cast_precision_loss, reason = "53 bits are exact")]
         let numerator = ((self.next() >> 11) + 1) as f64;
         numerator / 9_007_199_254_740_992.0
+    }
+
+    /// From 0 to below `count`, each as likely to within 2^-46 for counts below 2^18.
+    pub fn index(&mut self, count: usize) -> usize {
+        let place = u128::from(self.next()) * count as u128;
+        usize::try_from(place >> 64).expect("it is below the count")
     }
 
     /// Mean 0, standard deviation 1.
@@ -50,5 +56,15 @@ mod tests {
         assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.04, "{mean} {variance}");
         assert_eq!(values, draw(1));
         assert_ne!(values, draw(2));
+    }
+
+    #[test]
+    fn places_are_spread_evenly_below_their_count() {
+        let mut noise = Noise::new(1);
+        let mut hits = [0_u32; 8];
+        for _ in 0..8_000 {
+            hits[noise.index(8)] += 1;
+        }
+        assert!(hits.iter().all(|count| (900..1100).contains(count)), "{hits:?}");
     }
 }

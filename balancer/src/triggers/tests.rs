@@ -21,7 +21,7 @@ fn calm() -> Case {
         loads: vec![load; 3],
         deviations: vec![0.0; 3],
         slow: vec![0.0; 3],
-        ages: Ages { update_ms: Some(300_000), overload_ms: None },
+        ages: Ages { update_ms: Some(300_000), overload_ms: None, reliefs: 0 },
         kind: PolicyKind::Feedback,
     }
 }
@@ -61,8 +61,12 @@ impl Case {
         self
     }
 
-    fn overload_age(mut self, overload_ms: u64) -> Self {
-        self.ages.overload_ms = Some(overload_ms);
+    fn overload_age(self, overload_ms: u64) -> Self {
+        self.reliefs(1, overload_ms)
+    }
+
+    fn reliefs(mut self, reliefs: u32, overload_ms: u64) -> Self {
+        (self.ages.reliefs, self.ages.overload_ms) = (reliefs, Some(overload_ms));
         self
     }
 
@@ -119,6 +123,13 @@ fn an_overloaded_node_with_weight_to_lose_is_relieved_at_once() {
         // Not again before what was decided can have had an effect.
         (calm().age(0).cpu([0.9, 0.5, 0.5]).overload_age(19_999), "none"),
         (calm().age(0).cpu([0.9, 0.5, 0.5]).overload_age(20_000), "extreme"),
+        // Twice as long each time, up to the cooldown.
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).reliefs(2, 39_999), "none"),
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).reliefs(2, 40_000), "extreme"),
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).reliefs(3, 79_999), "none"),
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).reliefs(3, 80_000), "extreme"),
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).reliefs(4, 119_999), "none"),
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).reliefs(u32::MAX, 120_000), "extreme"),
         (calm().age(0).cpu([0.9, 0.5, 0.5]).proportional(), "extreme"),
     ]);
 }

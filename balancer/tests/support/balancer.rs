@@ -2,14 +2,15 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use sonic_rs::{JsonValueTrait as _, Value};
 
-use super::{PATIENCE, RedisServer, eventually, get};
+use super::process::Process;
+use super::{PATIENCE, RedisServer, eventually, get, sum_of};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rtc-balancer");
 /// Nobody listens there: Kafka is away.
@@ -18,7 +19,7 @@ pub const NO_KAFKA: &str = "127.0.0.1:1";
 /// A running balancer on a free port. It is killed when this goes.
 pub struct Balancer {
     pub listen: SocketAddr,
-    child: Child,
+    process: Process,
     log: Arc<Mutex<String>>,
 }
 
@@ -26,16 +27,16 @@ impl Balancer {
     /// Starts a balancer by this name and waits until it is ready.
     #[track_caller]
     pub fn start(name: &str, redis: &RedisServer, kafka: Option<&str>, flags: &[&str]) -> Self {
-        let mut child = command()
+        let mut command = command();
+        command
             .args(["--node-id", name, "--redis", &redis.url, "--kafka", kafka.unwrap_or(NO_KAFKA)])
             .args(["--listen", "127.0.0.1:0"])
             .args(flags)
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut process = Process::spawn(&mut command).unwrap();
         let log = Arc::new(Mutex::new(String::new()));
-        let (gathered, mut stderr) = (Arc::clone(&log), child.stderr.take().unwrap());
+        let (gathered, mut stderr) = (Arc::clone(&log), process.child.stderr.take().unwrap());
         std::thread::spawn(move || {
             let mut buf = [0; 4096];
             while let Ok(count @ 1..) = stderr.read(&mut buf) {
@@ -43,23 +44,22 @@ impl Balancer {
             }
         });
         let (sender, lines) = channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let stdout = BufReader::new(process.child.stdout.take().unwrap());
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let Ok(line) = lines.recv_timeout(PATIENCE) else {
-            let _ = child.kill();
             panic!("no ready line; the log says: {}", log.lock().unwrap());
         };
         let listen = line.strip_prefix(&format!("ready node={name} listen=")).unwrap_or_else(|| panic!("{line:?}"));
-        Self { listen: listen.parse().unwrap(), child, log }
+        Self { listen: listen.parse().unwrap(), process, log }
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        self.process.signal(signal);
     }
 
     /// Waits for the process to end.
     pub fn wait(&mut self) -> ExitStatus {
-        eventually("the balancer has ended", || self.child.try_wait().unwrap())
+        self.process.wait()
     }
 
     pub fn log(&self) -> String {
@@ -92,18 +92,9 @@ impl Balancer {
         })
     }
 
-    /// The value of one number; 0 where it is not there yet.
+    /// The sum of a number over its labels; 0 where it is not there yet.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = get(self.listen, "/metrics").body;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.map_or(0.0, |value| value.parse().unwrap())
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        sum_of(&get(self.listen, "/metrics").body, name)
     }
 }
 

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use redis::Connection;
 
+use super::process::Process;
+
 /// Databases of a shared server that are ours: the first eight are left to others.
 const DATABASES: std::ops::Range<u32> = 8..16;
 
@@ -16,7 +18,7 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 
 pub struct RedisServer {
     pub url: String,
-    own: Option<(Child, PathBuf)>,
+    own: Option<(Process, PathBuf)>,
 }
 
 impl RedisServer {
@@ -28,14 +30,15 @@ impl RedisServer {
         // Another process may take the port between the look and the start.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let spawned = Command::new("redis-server")
+            let mut command = Command::new("redis-server");
+            command
                 .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
                 .arg("--dir")
                 .arg(&dir)
+                .stdin(Stdio::null())
                 .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn();
-            let Ok(child) = spawned else {
+                .stderr(Stdio::null());
+            let Ok(process) = Process::spawn(&mut command) else {
                 // A given one is shared with other tests, so that it comes second.
                 if let Ok(addr) = std::env::var("RTC_REDIS") {
                     let database = DATABASES.start + number % (DATABASES.end - DATABASES.start);
@@ -49,11 +52,11 @@ impl RedisServer {
                 assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} must not be skipped where CI=true");
                 return None;
             };
-            let mut server = Self { url: format!("redis://127.0.0.1:{port}"), own: Some((child, dir.clone())) };
+            let mut server = Self { url: format!("redis://127.0.0.1:{port}"), own: Some((process, dir.clone())) };
             let is_up = super::eventually("redis answers or ends", || {
                 let answers = redis::Client::open(&*server.url).unwrap().get_connection().is_ok();
-                let (child, _) = server.own.as_mut().unwrap();
-                if answers { Some(true) } else { child.try_wait().unwrap().map(|_| false) }
+                let (process, _) = server.own.as_mut().unwrap();
+                if answers { Some(true) } else { process.child.try_wait().unwrap().map(|_| false) }
             });
             if is_up {
                 return Some(server);
@@ -62,21 +65,25 @@ impl RedisServer {
         panic!("redis-server does not start");
     }
 
+    /// One that others have started and will end.
+    pub fn at(url: String) -> Self {
+        Self { url, own: None }
+    }
+
     pub fn connect(&self) -> Connection {
         redis::Client::open(&*self.url).unwrap().get_connection().unwrap()
     }
 
     /// The process, where it is ours.
     pub fn child(&self) -> Option<&Child> {
-        self.own.as_ref().map(|(child, _)| child)
+        self.own.as_ref().map(|(process, _)| &process.child)
     }
 }
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        if let Some((child, dir)) = &mut self.own {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some((process, dir)) = self.own.take() {
+            drop(process);
             let _ = std::fs::remove_dir_all(dir);
         }
     }

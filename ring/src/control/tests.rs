@@ -105,6 +105,10 @@ fn drain_requests_and_scale_signals_are_read_or_refused() {
         &[
             (r#""maxDisconnects":500"#, r#""maxDisconnects":-1"#, Some("malformed")),
             (r#""deadline":1700000060000"#, r#""deadline":1e16"#, Some("malformed")),
+            (r#""reason":"upgrade""#, r#""reason":"upgrade","incarnation":5"#, None),
+            (r#""reason":"upgrade""#, r#""reason":"upgrade","incarnation":null"#, None),
+            (r#""reason":"upgrade""#, r#""reason":"upgrade","incarnation":"5""#, Some("malformed")),
+            (r#""reason":"upgrade""#, r#""reason":"upgrade","incarnation":10000000000000000"#, Some("out_of_range")),
             (r#""deadline":1700000060000"#, r#""deadline":10000000000000000"#, Some("out_of_range")),
             (r#""reason":"upgrade","#, "", Some("malformed")),
         ],

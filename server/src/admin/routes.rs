@@ -1,12 +1,13 @@
 //! Which request gets what.
 
 use std::borrow::Cow;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use serde::Deserialize;
 use websocket::handshake::percent_decode;
 
-use crate::drain::WINDOW_MAX;
+use crate::drain::{Pace, WINDOW_MAX};
 use crate::protocol::ClientId;
 
 use super::http::{Problem, Request, Response};
@@ -83,6 +84,7 @@ fn client(office: &Office, raw_id: &str) -> Result<Response, Problem> {
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 struct DrainOrder {
     window_ms: Option<u64>,
+    max_disconnects: Option<u64>,
 }
 
 fn drain(office: &Office, request: &Request) -> Result<Response, Problem> {
@@ -92,16 +94,18 @@ fn drain(office: &Office, request: &Request) -> Result<Response, Problem> {
         // A body this short cannot nest deep enough to harm the parser.
         const BODY_BYTES_MAX: usize = 256;
         let body = request.body.get(..request.body.len().min(BODY_BYTES_MAX)).unwrap_or_default();
-        sonic_rs::from_slice(body)
-            .map_err(|_| Problem::new(400, "malformed", "send {\"windowMs\":30000}, or nothing"))?
+        sonic_rs::from_slice(body).map_err(|_| {
+            Problem::new(400, "malformed", "send {\"windowMs\":30000,\"maxDisconnects\":200}, either or none")
+        })?
     };
     let window = order.window_ms.map_or(office.settings.drain_window, Duration::from_millis);
     if window > WINDOW_MAX {
         let reason = format!("windowMs is {}, limit {}", window.as_millis(), WINDOW_MAX.as_millis());
         return Err(Problem::new(400, "malformed", reason));
     }
-    if office.node.drain(window) {
-        tracing::info!(?window, by = "request", "draining");
+    let disconnects_max = order.max_disconnects.and_then(NonZeroU64::new);
+    if office.node.drain(Pace { window, disconnects_max }) {
+        tracing::info!(?window, disconnects_max, by = "request", "draining");
     }
     Ok(views::drain(office, 202))
 }

@@ -166,6 +166,8 @@ pub(super) fn drain(office: &Office, status: u16) -> Response {
         #[serde(skip_serializing_if = "Option::is_none")]
         window_ms: Option<u64>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        max_disconnects: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
         elapsed_ms: Option<u64>,
     }
     let begun = office.node.drain_state().begun();
@@ -178,6 +180,7 @@ pub(super) fn drain(office: &Office, status: u16) -> Response {
         connections,
         connections_at_start: begun.map(|begun| begun.connections),
         window_ms: begun.map(|begun| millis(begun.window)),
+        max_disconnects: begun.and_then(|begun| begun.disconnects_max).map(std::num::NonZero::get),
         elapsed_ms: begun.map(|begun| millis(begun.at.elapsed())),
     };
     Response::json(status, &view)

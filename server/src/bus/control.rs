@@ -204,6 +204,7 @@ mod tests {
             max_disconnects: 100,
             reason: "test".to_owned(),
             ts: 1,
+            incarnation: None,
         };
         request.encode().unwrap()
     }

@@ -52,9 +52,7 @@ pub struct Parcel {
 pub enum Lane {
     /// Partition 0, which is never paused: answers that others wait for.
     Control,
-    /// The partition of the clients with this hash: 1 + hash mod (partitions − 1).
-    Client(u64),
-    /// This partition.
+    /// This partition; those of the clients come behind partition 0: see `Paths::lane_of`.
     Partition(u16),
 }
 

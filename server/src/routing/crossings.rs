@@ -7,7 +7,6 @@
 use hashbrown::HashMap;
 use xxhash_rust::xxh3::Xxh3Builder;
 
-use crate::bus::record::node_mark;
 use crate::bus::{Address, Lane, Parcel, Record};
 use crate::shard::slab::Key;
 
@@ -15,10 +14,13 @@ use super::claim::Claim;
 use super::dispatcher::Dispatcher;
 use super::waiting::{Queue, Why, pair};
 
-/// Pairs whose mark has been read, remembered in each half of the memory; a forgotten one is marked again.
-const READ_MAX: usize = 200_000;
-/// How long they are remembered at least. A client that came longer ago has had its claim renewed, and is not asked about.
-const READ_MS: u64 = 60_000;
+/// What is remembered in each half of a memory. A pair whose mark was forgotten is marked again.
+const REMEMBERED_MAX: usize = 200_000;
+/// How long it is remembered at least. A client that came longer ago has had its claim renewed, and is not asked about;
+/// and a path is forgotten that has not been used for so long.
+const MEMORY_MS: u64 = 60_000;
+/// Of one sender's messages for one recipient, nodes that had them sent on from here; of more the oldest is forgotten.
+const SENT_ON_MAX: usize = 8;
 /// Marks that may be on their way. Beyond that messages go on without.
 const MARKS_MAX: usize = 100_000;
 
@@ -29,13 +31,41 @@ struct Mark {
     since_ms: u64,
 }
 
+/// What is forgotten some time after it was last noted.
+struct Memory<T> {
+    younger: HashMap<u64, T, Xxh3Builder>,
+    older: HashMap<u64, T, Xxh3Builder>,
+    turned_ms: u64,
+}
+
+impl<T> Default for Memory<T> {
+    fn default() -> Self {
+        Self { younger: HashMap::default(), older: HashMap::default(), turned_ms: 0 }
+    }
+}
+
+impl<T> Memory<T> {
+    fn get(&self, key: u64) -> Option<&T> {
+        self.younger.get(&key).or_else(|| self.older.get(&key))
+    }
+
+    fn note(&mut self, key: u64, value: T, now_ms: u64) {
+        if now_ms.saturating_sub(self.turned_ms) >= MEMORY_MS || self.younger.len() >= REMEMBERED_MAX {
+            std::mem::swap(&mut self.younger, &mut self.older);
+            self.younger.clear();
+            self.turned_ms = now_ms;
+        }
+        self.younger.insert(key, value);
+    }
+}
+
 /// One shard's marks.
 #[derive(Default)]
 pub(super) struct Crossings {
     // By pair: the newest login of its sender whose mark was read.
-    younger: HashMap<u64, u64, Xxh3Builder>,
-    older: HashMap<u64, u64, Xxh3Builder>,
-    turned_ms: u64,
+    read: Memory<u64>,
+    // By sender and recipient: sources whose messages were sent on from here though another node had accepted them.
+    sent_on: Memory<Vec<u64>>,
     marks: HashMap<u64, Mark, Xxh3Builder>,
     by_pair: HashMap<u64, u64, Xxh3Builder>,
 }
@@ -50,8 +80,7 @@ enum Crossing {
 
 impl Crossings {
     fn next(&self, pair: u64, login: u64) -> Crossing {
-        let read = self.younger.get(&pair).or_else(|| self.older.get(&pair));
-        if read.is_some_and(|read| *read >= login) {
+        if self.read.get(pair).is_some_and(|read| *read >= login) {
             return Crossing::Go;
         }
         let under_way =
@@ -74,13 +103,20 @@ impl Crossings {
     pub fn on_read(&mut self, id: u64, now_ms: u64) -> bool {
         let Some(Mark { pair, login, .. }) = self.marks.remove(&id) else { return false };
         self.by_pair.remove(&pair);
-        if now_ms.saturating_sub(self.turned_ms) >= READ_MS || self.younger.len() >= READ_MAX {
-            std::mem::swap(&mut self.younger, &mut self.older);
-            self.younger.clear();
-            self.turned_ms = now_ms;
-        }
-        self.younger.insert(pair, login);
+        self.read.note(pair, login, now_ms);
         true
+    }
+
+    /// A message of `sender` that came from elsewhere is sent on.
+    pub fn note_sent_on(&mut self, sender: u64, hash: u64, source: u64, now_ms: u64) {
+        let key = pair(sender, hash);
+        let mut sources = self.sent_on.get(key).cloned().unwrap_or_default();
+        sources.retain(|known| *known != source);
+        if sources.len() >= SENT_ON_MAX {
+            sources.remove(0);
+        }
+        sources.push(source);
+        self.sent_on.note(key, sources, now_ms);
     }
 
     fn overdue(&self, wait_ms: u64, now_ms: u64) -> Vec<u64> {
@@ -132,9 +168,9 @@ impl Dispatcher {
         }
         // Some of it may have been sent on from here, and be on its way back.
         let is_here = self.find_session(hash, to).is_some();
-        let target = if is_here { None } else { self.target(to, hash, false) };
-        let marks: Vec<u64> = self.paths.nodes().map(node_mark).collect();
-        marks.into_iter().find_map(|mark| self.way(sender ^ mark, hash, target.as_ref()))
+        let target = if is_here { None } else { self.target(to, hash, false, &[]) };
+        let sources = self.crossings.sent_on.get(pair(sender, hash))?.clone();
+        sources.into_iter().find_map(|source| self.way(source, hash, target.as_ref()))
     }
 
     /// The same for a message that another node has sent: it waits behind the sender's other queues that came before it,
@@ -215,10 +251,24 @@ mod tests {
         }
         assert!(crossings.overdue(10, 14).is_empty());
         assert_eq!(crossings.overdue(10, 15).len(), 3);
-        crossings.on_read(1, READ_MS);
-        crossings.on_read(2, 2 * READ_MS);
+        crossings.on_read(1, MEMORY_MS);
+        crossings.on_read(2, 2 * MEMORY_MS);
         assert_eq!((crossings.next(7, 1), crossings.next(8, 1)), (Crossing::Go, Crossing::Go));
-        crossings.on_read(3, 3 * READ_MS);
+        crossings.on_read(3, 3 * MEMORY_MS);
         assert_eq!((crossings.next(7, 1), crossings.next(8, 1)), (Crossing::Mark, Crossing::Go));
+    }
+
+    #[test]
+    fn of_what_was_sent_on_the_latest_sources_are_known_for_a_while() {
+        let mut crossings = Crossings::default();
+        let known = |crossings: &Crossings| crossings.sent_on.get(pair(7, 1)).cloned();
+        for source in (0..=SENT_ON_MAX as u64).chain([3]) {
+            crossings.note_sent_on(7, 1, source, 5);
+        }
+        assert_eq!(known(&crossings), Some(vec![1, 2, 4, 5, 6, 7, 8, 3]));
+        crossings.note_sent_on(8, 1, 9, MEMORY_MS + 5);
+        assert!(known(&crossings).is_some());
+        crossings.note_sent_on(8, 1, 9, 2 * MEMORY_MS + 5);
+        assert_eq!(known(&crossings), None);
     }
 }

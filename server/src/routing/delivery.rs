@@ -77,7 +77,7 @@ impl Dispatcher {
             self.counters.resolved.add(1);
             return self.outcome_of(accepted, &arrival.inbound);
         }
-        let target = self.target(to, arrival.hash, sent_by.is_some());
+        let target = self.target(to, arrival.hash, sent_by.is_some(), arrival.trail);
         if let Some(node) = target.filter(|_| arrival.hops < HOPS_MAX)
             && (is_ahead || self.way(source, arrival.hash, Some(&node)).is_none())
         {

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashTable};
-use ring::{NodeId, RingReader};
+use ring::{NodeId, Ring, RingReader};
 use xxhash_rust::xxh3::Xxh3Builder;
 
 use crate::bus::record::node_mark;
@@ -99,7 +99,7 @@ pub struct Dispatcher {
     /// Good news for senders.
     pub answers: Answers,
     /// Nodes with a heartbeat, once they are known.
-    pub live_nodes: Option<Arc<HashSet<NodeId>>>,
+    pub(super) live_nodes: Option<Arc<HashSet<NodeId>>>,
     pub(super) rules: Rules,
     pub(super) started_ms: u64,
     pub(super) counters: Arc<Counters>,
@@ -187,6 +187,21 @@ impl Dispatcher {
     /// Version of the ring; 0 without one.
     pub fn ring_version(&mut self) -> u64 {
         self.ring.load().map_or(0, |ring| ring.version().get())
+    }
+
+    /// These nodes have a heartbeat. What was known of clients on one that has it no more holds no longer: they come back
+    /// elsewhere, and nobody is left there to tell.
+    pub fn note_live(&mut self, live: HashSet<NodeId>) {
+        let before = self.live_nodes.take();
+        if before.is_some_and(|before| before.iter().any(|node| !live.contains(node))) {
+            self.paths.forget_nodes(|node| !live.contains(node));
+        }
+        self.live_nodes = Some(Arc::new(live));
+    }
+
+    /// The ring that messages go by.
+    pub fn ring(&mut self) -> Option<&Arc<Ring>> {
+        self.ring.load()
     }
 
     /// The store of a node that runs alone.

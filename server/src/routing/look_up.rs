@@ -101,7 +101,7 @@ impl Dispatcher {
                     self.place(held.placing);
                 }
             }
-            StoreAnswer::Elsewhere(holder) if holder.node == self.me.node || self.is_retired(&holder.node) => {
+            StoreAnswer::Elsewhere(holder) if holder.node == self.me.node || self.is_past(&holder.node, key) => {
                 // An earlier life of this node, whose topic this one reads; or a node whose topic was drained.
                 if let Some(queue) = self.waiting.get_mut(key) {
                     queue.past = Some((holder.node, holder.incarnation));
@@ -113,6 +113,12 @@ impl Dispatcher {
             StoreAnswer::Claimed { .. } | StoreAnswer::Page(_) | StoreAnswer::Done => {}
         }
         self.go_on(key);
+    }
+
+    /// True for a node whose topic was drained, at least up to the first message of a queue.
+    fn is_past(&mut self, node: &NodeId, key: Key) -> bool {
+        let first = self.waiting.get(key).and_then(|queue| queue.items.front());
+        first.is_some_and(|held| self.is_forwarded_from(node, &held.posted.trail)) || self.is_retired(node)
     }
 
     /// True for a node that is gone for good: neither the ring nor any heartbeat knows it.

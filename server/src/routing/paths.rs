@@ -80,6 +80,8 @@ pub enum Passage {
 pub struct Paths {
     lanes: u16,
     nodes: Vec<NodeId>,
+    // The places of those.
+    indexes: HashMap<NodeId, u16, Xxh3Builder>,
     younger: HashMap<u64, Recent, Xxh3Builder>,
     older: HashMap<u64, Recent, Xxh3Builder>,
     turned_ms: u64,
@@ -99,6 +101,7 @@ impl Paths {
         Self {
             lanes: lanes.max(1),
             nodes: Vec::new(),
+            indexes: HashMap::default(),
             younger: HashMap::default(),
             older: HashMap::default(),
             turned_ms: 0,
@@ -120,11 +123,6 @@ impl Paths {
     /// A node by its index.
     pub fn node(&self, index: u16) -> Option<&NodeId> {
         self.nodes.get(usize::from(index))
-    }
-
-    /// The nodes that anything was sent to.
-    pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
-        self.nodes.iter()
     }
 
     /// The other node that messages for a client without a session here go to; none for this one.
@@ -173,6 +171,11 @@ impl Paths {
     /// What was known of a recipient's whereabouts holds no longer.
     pub fn forget(&mut self, client: &str) {
         self.hints.remove(client);
+    }
+
+    /// No recipient is looked for any more at a node for which this holds.
+    pub fn forget_nodes(&mut self, is_lost: impl Fn(&NodeId) -> bool) {
+        self.hints.retain(|_, hint| !is_lost(&hint.holder.node));
     }
 
     /// Hints that are held.
@@ -285,12 +288,13 @@ impl Paths {
     }
 
     fn index_of(&mut self, node: &NodeId) -> Option<u16> {
-        if let Some(index) = self.nodes.iter().position(|known| known == node) {
-            return u16::try_from(index).ok();
+        if let Some(index) = self.indexes.get(node) {
+            return Some(*index);
         }
         // Names come from other nodes, too: there is no end to what could be made up. One more is not remembered.
         let index = u16::try_from(self.nodes.len()).ok()?;
         self.nodes.push(node.clone());
+        self.indexes.insert(node.clone(), index);
         Some(index)
     }
 

@@ -132,7 +132,9 @@ impl Dispatcher {
             }
             None
         } else {
-            let target = self.target(&client, hash, self.is_first_sent_on(key));
+            let trail =
+                self.waiting.get(key).and_then(|queue| queue.items.front()).map(|held| held.posted.trail.clone());
+            let target = self.target(&client, hash, self.is_first_sent_on(key), &trail.unwrap_or_default());
             // Sent on too often it is kept here, and its order is no longer waited for.
             let is_last_stop = self.is_sent_on_too_often(key);
             let target = target.filter(|_| !is_last_stop);

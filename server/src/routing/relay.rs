@@ -3,6 +3,7 @@
 
 use ring::NodeId;
 
+use crate::bus::record::node_mark;
 use crate::bus::{Address, Holder, Lane, Parcel, Record};
 use crate::protocol::escape;
 use crate::shard::origin::Origin;
@@ -31,10 +32,21 @@ pub(super) struct Produced {
 impl Dispatcher {
     /// The node that a message for a client without a session here goes to; none if it is this one, or unknown. What
     /// came from another node goes on only to where the client is known to have gone: each step leads to a newer login,
-    /// and never in a circle.
-    pub(super) fn target(&mut self, client: &str, hash: u64, is_sent_on: bool) -> Option<NodeId> {
+    /// and never in a circle. A message with `trail` that a silent node's topic held does not go back there, whatever was
+    /// known of the client: somebody else has forwarded it.
+    pub(super) fn target(&mut self, client: &str, hash: u64, is_sent_on: bool, trail: &[u64]) -> Option<NodeId> {
+        if self.paths.hint(client).is_some_and(|holder| self.is_forwarded_from(&holder.node, trail)) {
+            self.paths.forget(client);
+        }
         let ring = self.ring.load().filter(|_| !is_sent_on).map(|ring| &**ring);
         self.paths.target(client, hash, ring, &self.me.node, self.now.steady_ms)
+    }
+
+    /// True for what has come by the topic of a node that has no heartbeat: the balancer's forwarder has read that.
+    pub(super) fn is_forwarded_from(&self, node: &NodeId, trail: &[u64]) -> bool {
+        !trail.is_empty()
+            && self.live_nodes.as_ref().is_some_and(|live| !live.contains(node))
+            && trail.contains(&node_mark(node))
     }
 
     /// Sends a message to another node.
@@ -50,6 +62,9 @@ impl Dispatcher {
             posted.trail.push(self.mark);
         }
         let source = self.source(posted.sender, &posted.trail);
+        if sent_by.is_some() {
+            self.crossings.note_sent_on(posted.sender, hash, source, self.now.steady_ms);
+        }
         let pair = pair(source, hash);
         posted.origin = Origin::NOBODY;
         posted.wants_ack = false;

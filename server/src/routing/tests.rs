@@ -15,7 +15,7 @@ use crate::shard::handover::Posted;
 use crate::shard::origin::Origin;
 use crate::shard::session::{Newcomer, Wishes};
 use crate::shard::slab::Key;
-use crate::store::request::{StoreAnswer, StoreRequest, Ticket};
+use crate::store::request::{Author, StoreAnswer, StoreRequest, Ticket};
 use crate::store::{AnyStore, RemoteStore};
 
 const NOW_MS: u64 = 1_800_000_000_000;
@@ -200,4 +200,53 @@ fn a_take_over_waits_for_every_session_of_the_client_here() {
     assert_eq!(later.len(), 1);
     node.on_store(later[0], StoreAnswer::Appended { last_offset: 2 });
     assert_eq!(sent_to(&mut node, "n2").iter().filter(|record| is_released(record)).count(), 1);
+}
+
+#[test]
+fn what_a_silent_nodes_topic_held_does_not_go_back_there() {
+    let mut node = dispatcher("n0");
+    know(&mut node, "n2", 7);
+    node.note_live([address("n0").node, address("n3").node].into());
+    // What comes straight from its sender's node waits in the silent one's topic, whoever reads that.
+    let fresh = posted(&mut node, "1", &["n1"]);
+    read(&mut node, 1, "n1", Record::Message(fresh));
+    assert_eq!(sent_to(&mut node, "n2").len(), 1);
+    // This has been there, and was forwarded: the store is asked where the client is now.
+    let forwarded = Posted { sender: 12, ..*posted(&mut node, "2", &["n1", "n2"]) };
+    read(&mut node, 2, "n1", Record::Message(Box::new(forwarded)));
+    assert!(sent_to(&mut node, "n2").is_empty());
+    let [(ticket, StoreRequest::Append { .. })] = &asked(&mut node)[..] else { panic!("the store was not asked") };
+    let holder = Holder { node: address("n3").node, incarnation: 1, generation: 9 };
+    node.on_store(*ticket, StoreAnswer::Elsewhere(holder));
+    assert_eq!(sent_to(&mut node, "n3").len(), 1);
+}
+
+#[test]
+fn what_a_silent_nodes_topic_held_is_kept_for_a_client_that_has_not_come_back() {
+    let mut node = dispatcher("n0");
+    node.note_live([address("n0").node].into());
+    let forwarded = posted(&mut node, "1", &["n1", "n2"]);
+    read(&mut node, 1, "n1", Record::Message(forwarded));
+    let [(ticket, _)] = asked(&mut node)[..] else { panic!("the store was not asked") };
+    let holder = Holder { node: address("n2").node, incarnation: 1, generation: 7 };
+    node.on_store(ticket, StoreAnswer::Elsewhere(holder));
+    let [(_, StoreRequest::Append { author, .. })] = &asked(&mut node)[..] else { panic!("the store was not asked") };
+    assert!(matches!(author, Author::Other { past: Some((past, 1)) } if past.as_str() == "n2"));
+    assert!(sent_to(&mut node, "n2").is_empty());
+}
+
+#[test]
+fn a_client_is_looked_for_elsewhere_when_its_node_falls_silent() {
+    let mut node = dispatcher("n0");
+    node.note_live([address("n0").node, address("n2").node].into());
+    know(&mut node, "n2", 7);
+    accept(&mut node, "1");
+    assert_eq!(sent_to(&mut node, "n2").len(), 1);
+    node.note_live([address("n0").node].into());
+    // Behind a fence, for the first may stand there still.
+    accept(&mut node, "2");
+    let [Record::Fence { id, .. }] = sent_to(&mut node, "n2")[..] else { panic!("no fence") };
+    assert!(asked(&mut node).is_empty());
+    read(&mut node, 1, "n2", Record::Fenced { id, shard: 0, incarnation: 1 });
+    let [(_, StoreRequest::Append { .. })] = asked(&mut node)[..] else { panic!("the store was not asked") };
 }

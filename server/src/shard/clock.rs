@@ -16,6 +16,12 @@ impl Tick {
     pub fn since(self, earlier: Tick) -> Duration {
         TICK.saturating_mul(self.0.saturating_sub(earlier.0))
     }
+
+    /// So much later.
+    #[cfg(test)]
+    pub fn after(self, time: Duration) -> Tick {
+        Tick(self.0 + u32::try_from(time.as_millis() / TICK.as_millis()).unwrap())
+    }
 }
 
 /// The time of this turn.

@@ -16,10 +16,13 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Connections advised in one tick at most.
 const ADVICE_PER_TICK: usize = 2_000;
 
-/// A drain under way.
+/// A drain under way, this shard's share of it.
 pub(super) struct Drain {
     began_at: Tick,
-    window: Duration,
+    window_ms: u64,
+    // Which of how many shards: their slots lie between each other's, so that the first of each do not fall on one moment.
+    shard: usize,
+    shards: usize,
     connections: Vec<Key>,
     advised: usize,
     closed: usize,
@@ -28,8 +31,10 @@ pub(super) struct Drain {
 impl Drain {
     /// When connection number `index` is advised to have moved, counted from the beginning.
     fn slot(&self, index: usize) -> Duration {
-        let count = u32::try_from(self.connections.len().max(1)).unwrap_or(u32::MAX);
-        self.window.saturating_mul(u32::try_from(index).unwrap_or(u32::MAX)) / count
+        let place = index * self.shards + self.shard;
+        let places = self.connections.len().max(1) * self.shards;
+        let slot_ms = u128::from(self.window_ms) * place as u128 / places as u128;
+        Duration::from_millis(u64::try_from(slot_ms).unwrap_or(u64::MAX))
     }
 }
 
@@ -40,7 +45,9 @@ impl State {
             let connections = self.connections.keys();
             self.drain = Some(Drain {
                 began_at: self.clock.tick,
-                window: Duration::from_millis(window_ms),
+                window_ms,
+                shard: self.index,
+                shards: self.shards.get(),
                 connections,
                 advised: 0,
                 closed: 0,

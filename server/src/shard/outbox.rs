@@ -335,3 +335,43 @@ fn frame_bytes(bytes: usize) -> u32 {
 fn msg_id(frame: &[u8]) -> &str {
     Envelope::msg_id_of_frame(frame)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::PayloadField;
+
+    fn push(outbox: &mut Outbox, ts_ms: u64) {
+        let envelope = Envelope { msg_id: "m", from: "a", to: "b", field: PayloadField::Payload, payload: "1", ts_ms };
+        outbox.push(&envelope, Entry::new(ts_ms, ts_ms, ts_ms, ts_ms + 1000));
+    }
+
+    /// Takes up to `bytes_max`, and returns how many bytes that were.
+    fn take(outbox: &mut Outbox, bytes_max: usize) -> usize {
+        let mut out = Vec::new();
+        outbox.take_unsent(&mut out, bytes_max);
+        out.len()
+    }
+
+    fn timed(outbox: &mut Outbox) -> Vec<u64> {
+        let mut heard = Vec::new();
+        outbox.mark_written(|ts_ms| heard.push(ts_ms));
+        heard
+    }
+
+    #[test]
+    fn what_goes_out_again_over_another_connection_is_a_replay_and_the_rest_is_not() {
+        let mut outbox = Outbox::default();
+        for ts_ms in [1, 2, 3] {
+            push(&mut outbox, ts_ms);
+        }
+        let one_frame = take(&mut outbox, 1);
+        assert_eq!(timed(&mut outbox), [1]);
+        // The connection ends in the middle of the second write.
+        assert_eq!(take(&mut outbox, 1), one_frame);
+        outbox.rewind();
+        assert_eq!(timed(&mut outbox), [0; 0], "nothing has been written to the new one");
+        assert_eq!(take(&mut outbox, usize::MAX), 3 * one_frame, "all goes out again");
+        assert_eq!(timed(&mut outbox), [3], "only what had never been on its way before counts");
+    }
+}

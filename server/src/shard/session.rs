@@ -205,6 +205,11 @@ impl Session {
         self.flags |= ADVISED;
     }
 
+    /// Its client may be advised anew.
+    pub fn clear_advised(&mut self) {
+        self.flags &= !ADVISED;
+    }
+
     /// True once its client has been advised to move.
     pub fn is_advised(&self) -> bool {
         self.flags & ADVISED != 0

@@ -29,6 +29,7 @@ use super::handover::{ClientView, Mail};
 use super::input::Patience;
 use super::mailbox;
 use super::opening::OpeningRules;
+use super::relocate::Moves;
 use super::session::{Session, SessionLimits};
 use super::slab::{Key, Round, Slab};
 
@@ -104,9 +105,7 @@ pub(super) struct State {
     pub dispatch: Dispatcher,
     pub links: Option<Links>,
     pub end_by: Option<super::clock::Tick>,
-    pub move_allowance: f64,
-    // Connections whose clients were advised to move, oldest first.
-    pub moving: VecDeque<(super::clock::Tick, Key)>,
+    pub moves: Moves,
     pub publishers: PublishAnswers,
     pub drain: Option<Drain>,
     pub is_stopping: bool,
@@ -158,7 +157,7 @@ impl State {
             let membership = links.membership.load();
             if membership.is_known() {
                 let live = membership.iter().map(|(node, _)| node.clone()).collect();
-                self.dispatch.live_nodes = Some(Arc::new(live));
+                self.dispatch.note_live(live);
             }
         }
     }

@@ -68,8 +68,14 @@ fn rings_and_drains_are_handed_on_and_nonsense_is_counted() {
     assert!(follower.counters().malformed.value() >= 1);
     assert!(follower.counters().too_deep.value() >= 1);
 
-    let request =
-        |deadline| DrainRequest { node_id: id.clone(), deadline, max_disconnects: 10, reason: reason.clone(), ts: 1 };
+    let request = |deadline| DrainRequest {
+        node_id: id.clone(),
+        deadline,
+        max_disconnects: 10,
+        reason: reason.clone(),
+        ts: 1,
+        incarnation: Some(7),
+    };
     send(DRAIN_TOPIC, &request(1).encode().unwrap());
     let wanted = request(1 << 50);
     send(DRAIN_TOPIC, &wanted.encode().unwrap());

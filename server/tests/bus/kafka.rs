@@ -12,7 +12,7 @@ use rtc_server::bus::kafka::watermark::Bound;
 use rtc_server::bus::kafka::{DEAD_LETTER_TOPIC, StartError, node_topic};
 use rtc_server::bus::{Bus, Holder, Lane, Record};
 
-use crate::rig::{Node, PATIENCE, brokers, eventually, finish, fresh_id, home, message, read};
+use crate::rig::{Node, PATIENCE, brokers, eventually, finish, fresh_id, home, lane_of, message, read};
 
 /// How long nothing must come before it counts as nothing.
 const SILENCE: Duration = Duration::from_millis(700);
@@ -353,7 +353,7 @@ fn the_largest_message_gets_through_and_a_larger_one_is_counted() {
     let mut posted = message("client", 1);
     posted.payload = format!("\"{}\"", "x".repeat((256 << 10) - 2)).into();
     let expected = posted.payload.clone();
-    let lane = Lane::Client(posted.hash);
+    let lane = lane_of(&posted);
     node.publish(&id, lane, Record::Message(Box::new(posted)), Some(1));
     let mut too_large = message("client", 2);
     too_large.payload = format!("\"{}\"", "x".repeat(300 << 10)).into();

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ring::{NodeId, SharedRing};
-use rtc_server::bus::kafka::{Config, Kafka, KafkaBus, Lease, Setup};
+use rtc_server::bus::kafka::{Config, Kafka, KafkaBus, Lease, PARTITIONS, Setup};
 use rtc_server::bus::{Address, Arrived, Bus, Lane, Parcel, Record, RecordRef};
 use rtc_server::protocol::PayloadField;
+use rtc_server::routing::paths::Paths;
 use rtc_server::shard::handover::{Mail, Posted};
 use rtc_server::shard::mailbox::{Receiver, mailbox};
 use rtc_server::shard::origin::Origin;
@@ -160,8 +161,13 @@ impl Node {
     /// Sends message number `number` to `client`, whose home is `to`.
     pub fn send(&self, to: &NodeId, client: &str, number: u64) {
         let posted = message(client, number);
-        self.publish(to, Lane::Client(posted.hash), Record::Message(Box::new(posted)), Some(number));
+        self.publish(to, lane_of(&posted), Record::Message(Box::new(posted)), Some(number));
     }
+}
+
+/// Where a message goes in the topic of its recipient's node.
+pub fn lane_of(posted: &Posted) -> Lane {
+    Lane::Partition(Paths::new(PARTITIONS - 1).lane_of(posted.hash))
 }
 
 /// A message whose name is its number.

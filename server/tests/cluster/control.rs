@@ -4,12 +4,15 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::{Offset, TopicPartitionList};
+use ring::NodeId;
+use ring::control::{DrainRequest, Heartbeat};
 use sonic_rs::JsonValueTrait;
 
 use crate::fleet::{Fleet, RING_TOPIC, Services, fresh, metric, now_ms, ring_of};
 use crate::people::{Inbox, Sender};
 use crate::support::{eventually, get, run};
 
+const DRAIN_TOPIC: &str = "rtc.control.drain";
 const DEAD_LETTER_TOPIC: &str = "rtc.dead-letter";
 /// Nobody listens on it.
 const NOWHERE: &str = "127.0.0.1:1";
@@ -107,6 +110,33 @@ fn a_newer_ring_is_adopted_and_an_older_or_malformed_one_refused_and_counted() {
     assert!(fleet.ring_versions().iter().all(|has| *has == version), "{:?}", fleet.ring_versions());
     // The last record of the topic is what a starting node reads first.
     fleet.announce([100; 3]);
+}
+
+#[test]
+fn the_balancers_drain_is_kept_to_by_the_life_it_is_meant_for() {
+    const CLIENTS: u64 = 12;
+    let Some(services) = Services::find("drain by the balancer") else { return };
+    let id = fresh("drained");
+    let node = services.node(&id);
+    let _clients: Vec<_> = (0..CLIENTS).map(|_| Inbox::log_in(&node, &fresh("c"))).collect();
+    let heartbeat: String = services.redis(&["GET", &format!("{{rtc}}:node:{id}")]);
+    let incarnation = Heartbeat::decode(heartbeat.as_bytes()).unwrap().incarnation;
+    let ask = |incarnation| {
+        let (node_id, reason) = (NodeId::new(&id).unwrap(), "new kernel".to_owned());
+        let (ts, deadline) = (now_ms(), now_ms() + 1000 * (CLIENTS - 2));
+        let request = DrainRequest { node_id, deadline, max_disconnects: 1, reason, ts, incarnation };
+        services.produce(DRAIN_TOPIC, &request.encode().unwrap(), OwnedHeaders::new());
+    };
+    let drained_before = metric(&node, "rtc_socket_kafka_control_total{kind=\"drain\"}");
+    ask(incarnation.map(|number| number - 1));
+    eventually("it is read", || metric(&node, "rtc_socket_kafka_control_total{kind=\"drain\"}") > drained_before);
+    assert_eq!(get(node.admin, "/readyz").status, 200, "another life was meant");
+    ask(incarnation);
+    eventually("it drains", || get(node.admin, "/readyz").status == 503);
+    let status = get(node.admin, "/drain/status").json();
+    assert_eq!(status["maxDisconnects"].as_u64(), Some(1), "{status:?}");
+    assert_eq!(status["connectionsAtStart"].as_u64(), Some(CLIENTS));
+    assert_eq!(status["windowMs"].as_u64(), Some(1000 * CLIENTS), "the deadline gives way: {status:?}");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "a test gives away what it made")]
 
 mod garbage;
+mod lifetime;
 mod membership;
 mod redis_server;
 mod rules;

@@ -74,6 +74,17 @@ fn a_fence_follows_the_messages_of_its_recipient_and_keeps_its_origin() {
 }
 
 #[test]
+fn a_fence_that_would_come_back_to_who_wrote_it_is_echoed() {
+    let hash = ring().hash(b"anna");
+    let owner = ring().owner(b"anna").clone();
+    let value = format!(r#"{{"type":"fence","id":3,"hash":{hash},"pair":9,"trail":[1]}}"#);
+    let origin = format!("{owner}/5/1");
+    let plan = planned(&value, &[("rtc-kind", "fence"), ("rtc-origin", &origin)]);
+    let echo = br#"{"type":"fenced","id":3,"shard":1,"incarnation":5}"#.to_vec();
+    assert_eq!(plan, Plan::Echo { to: owner, value: echo });
+}
+
+#[test]
 fn a_claim_is_answered_to_who_claims() {
     let claim = r#"{"type":"claimed","clientId":"an\"na","generation":12}"#;
     let answer = planned(claim, &[("rtc-kind", "claimed"), ("rtc-origin", "n/5/1")]);
@@ -83,7 +94,7 @@ fn a_claim_is_answered_to_who_claims() {
     let own = planned(claim, &[("rtc-kind", "claimed"), ("rtc-origin", "dead/1/0")]);
     assert_eq!(own, Plan::Drop(Kind::Claimed));
     assert_eq!(released("an\"na", 12), br#"{"type":"released","clientId":"an\"na","generation":12}"#);
-    let headers = shown(&released_headers(&id("dead")));
+    let headers = shown(&notice_headers(Kind::Released, &id("dead")));
     assert_eq!(headers[1], ("rtc-origin".to_owned(), "dead/0/0".to_owned()));
 }
 
@@ -113,6 +124,7 @@ fn what_nobody_can_use_is_buried_with_its_cause() {
     check(MESSAGE, &[("rtc-trail", "00ff")], "header");
     check(MESSAGE, &[("rtc-trail", &"0".repeat(17 * 16))], "header");
     check(r#"{"type":"fence"}"#, &[("rtc-kind", "fence")], "malformed");
+    check(r#"{"type":"fence","hash":1}"#, &[("rtc-kind", "fence"), ("rtc-origin", "n/5")], "header");
     let claim = r#"{"type":"claimed","clientId":"anna","generation":12}"#;
     check(claim, &[("rtc-kind", "claimed"), ("rtc-origin", "n/5")], "header");
     check(r#"{"type":"claimed","clientId":"anna"}"#, &[("rtc-kind", "claimed")], "malformed");

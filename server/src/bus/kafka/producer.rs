@@ -542,8 +542,6 @@ fn partition_of(parcel: &Parcel, partitions: u16) -> i32 {
     let partitions = partitions.max(1);
     let partition = match parcel.lane {
         Lane::Control => 0,
-        Lane::Client(_) if partitions == 1 => 0,
-        Lane::Client(hash) => 1 + u16::try_from(hash % u64::from(partitions - 1)).unwrap_or(0),
         Lane::Partition(partition) => partition % partitions,
     };
     i32::from(partition)
@@ -568,7 +566,7 @@ mod tests {
     use crate::bus::record::{Address, Record};
 
     #[test]
-    fn clients_share_the_partitions_that_are_not_the_control_lane() {
+    fn a_lane_is_a_partition_that_the_topic_has() {
         let check = |lane, partitions, expected| {
             let node = NodeId::new("a").unwrap();
             let origin = Address { node: node.clone(), incarnation: 1, shard: 0 };
@@ -576,12 +574,7 @@ mod tests {
             assert_eq!(partition_of(&parcel, partitions), expected, "{lane:?} of {partitions}");
         };
         check(Lane::Control, 9, 0);
-        check(Lane::Client(0), 9, 1);
-        check(Lane::Client(7), 9, 8);
-        check(Lane::Client(8), 9, 1);
-        check(Lane::Client(u64::MAX), 9, 8);
-        check(Lane::Client(u64::MAX), 2, 1);
-        check(Lane::Client(u64::MAX), 1, 0);
+        check(Lane::Partition(1), 9, 1);
         check(Lane::Partition(8), 9, 8);
         // Its topic was made anew with fewer.
         check(Lane::Partition(8), 4, 0);

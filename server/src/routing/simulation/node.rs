@@ -129,7 +129,6 @@ impl World {
         let lane = match parcel.lane {
             Lane::Control => 0,
             Lane::Partition(lane) => usize::from(lane),
-            Lane::Client(_) => unreachable!("the core names partitions"),
         };
         let to = (0..NODES).find(|index| node_id(*index) == parcel.to).expect("a node of this world");
         self.nodes[to].topic[lane].records.push(*parcel);

@@ -128,6 +128,8 @@ impl Lanes {
 pub(super) struct Group {
     pub(super) jobs: Vec<Job>,
     pub(super) bytes: usize,
+    /// Which connection they took.
+    pub(super) link: usize,
     calls: Vec<Call>,
 }
 
@@ -161,7 +163,7 @@ impl Group {
         if is_transaction {
             pack.command(&["EXEC"]);
         }
-        Self { bytes: jobs.iter().map(|job| job.bytes).sum(), jobs, calls }
+        Self { bytes: jobs.iter().map(|job| job.bytes).sum(), link: 0, jobs, calls }
     }
 
     /// Reads what became of the requests, in order: of how many together, and what.

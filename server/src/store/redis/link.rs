@@ -111,18 +111,31 @@ impl Address {
     /// # Errors
     /// When nobody answers in time, or not as a Redis that may be written to would.
     pub fn connect(&mut self, reply_limit: Duration) -> Result<Link, RedisError> {
+        let links = self.connect_several(1, reply_limit)?;
+        links.into_iter().next().ok_or_else(|| RedisError::from((ErrorKind::Client, "no connection")))
+    }
+
+    /// Connects so many times to the same server, or once to a cluster, which opens its connections itself.
+    ///
+    /// # Errors
+    /// As [`Address::connect`].
+    pub fn connect_several(&mut self, count: usize, reply_limit: Duration) -> Result<Vec<Link>, RedisError> {
         let client = match &mut self.kind {
             AddressKind::One(client) => client.clone(),
+            // Asked once: the next answer may name another server.
             AddressKind::Sentinel(client) => client.get_client()?,
             AddressKind::Cluster(client) => {
                 let connection = Box::new(client.get_connection()?);
-                return Ok(Link(Kind::Cluster { connection, replies: VecDeque::new() }));
+                return Ok(vec![Link(Kind::Cluster { connection, replies: VecDeque::new() })]);
             }
         };
-        let connection = client.get_connection_with_timeout(CONNECT_LIMIT)?;
-        connection.set_read_timeout(Some(reply_limit))?;
-        connection.set_write_timeout(Some(reply_limit))?;
-        Ok(Link(Kind::One(Box::new(connection))))
+        let open = |_| {
+            let connection = client.get_connection_with_timeout(CONNECT_LIMIT)?;
+            connection.set_read_timeout(Some(reply_limit))?;
+            connection.set_write_timeout(Some(reply_limit))?;
+            Ok(Link(Kind::One(Box::new(connection))))
+        };
+        (0..count.max(1)).map(open).collect()
     }
 }
 

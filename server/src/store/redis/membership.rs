@@ -30,8 +30,8 @@ const BEAT_KEPT_S: u64 = SILENCE_MS_MAX / 1000 + 4;
 const SILENT_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// How long a reply may take: a heartbeat that waits longer is late anyway.
 const REPLY_LIMIT: Duration = Duration::from_secs(2);
-/// How often the thread looks after leases and whether it must end.
-const STEP: Duration = Duration::from_millis(50);
+/// How often the thread looks after leases.
+const STEP: Duration = Duration::from_millis(200);
 /// How often an id that may still be in use is asked for again.
 const CLAIM_INTERVAL: Duration = Duration::from_millis(250);
 /// Leases that one node may want.
@@ -162,9 +162,9 @@ impl IdClaim {
 /// The running thread; ends with this value, in good order.
 pub struct Members {
     membership: SharedMembership,
-    leases: channel::Sender<LeaseKeeper>,
+    // While this is there the thread goes on.
+    leases: Option<channel::Sender<LeaseKeeper>>,
     owner: String,
-    is_stopping: Arc<AtomicBool>,
     is_joined: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -184,7 +184,7 @@ impl Members {
     ) -> Result<Self, StartError> {
         let (leases, wanted) = channel::bounded(LEASES_MAX);
         let membership = SharedMembership::new();
-        let (is_stopping, is_joined) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let is_joined = Arc::new(AtomicBool::new(false));
         let owner = format!("{}/{}", identity.node, identity.incarnation);
         let keeper = Keeper {
             address: Address::parse(url)?,
@@ -203,12 +203,11 @@ impl Members {
             is_out: false,
             wanted,
             leases: Vec::new(),
-            is_stopping: Arc::clone(&is_stopping),
             is_joined: Arc::clone(&is_joined),
             backoff: Backoff::default(),
         };
         let thread = std::thread::Builder::new().name("membership".into()).spawn(move || keeper.run())?;
-        Ok(Self { membership, leases, owner, is_stopping, is_joined, thread: Some(thread) })
+        Ok(Self { membership, leases: Some(leases), owner, is_joined, thread: Some(thread) })
     }
 
     /// Who is alive.
@@ -224,13 +223,13 @@ impl Members {
     /// Wants the lease on `key`, for as long as the value lives. `None` when this node wants too many.
     pub fn lease(&self, key: String) -> Option<Lease> {
         let (lease, keeper) = lease(key, self.owner.clone());
-        self.leases.try_send(keeper).ok().map(|()| lease)
+        self.leases.as_ref()?.try_send(keeper).ok().map(|()| lease)
     }
 }
 
 impl Drop for Members {
     fn drop(&mut self) {
-        self.is_stopping.store(true, Ordering::Relaxed);
+        self.leases = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -256,29 +255,41 @@ struct Keeper {
     is_out: bool,
     wanted: Receiver<LeaseKeeper>,
     leases: Vec<LeaseKeeper>,
-    is_stopping: Arc<AtomicBool>,
     is_joined: Arc<AtomicBool>,
     backoff: Backoff,
 }
 
 impl Keeper {
     fn run(mut self) {
-        while !self.is_stopping.load(Ordering::Relaxed) {
-            let mut wait = STEP;
-            if let Err(err) = self.step() {
-                self.link = None;
-                if self.backoff.should_log(Instant::now()) {
-                    warn!(redis = self.address.shown(), %err, "heartbeat failed, trying again");
+        loop {
+            let wait = match self.step() {
+                Ok(()) => self.rest(),
+                Err(err) => {
+                    self.link = None;
+                    if self.backoff.should_log(Instant::now()) {
+                        warn!(redis = self.address.shown(), %err, "heartbeat failed, trying again");
+                    }
+                    self.backoff.fail()
                 }
-                wait = self.backoff.fail();
-            }
+            };
             match self.wanted.recv_timeout(wait) {
                 Ok(lease) if self.leases.len() < LEASES_MAX => self.leases.push(lease),
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(wait),
+                // The other end is gone: this must end.
+                Err(RecvTimeoutError::Disconnected) => break,
             }
         }
         self.leave();
+    }
+
+    /// How long there is nothing to do.
+    fn rest(&self) -> Duration {
+        let next = match self.is_joined.load(Ordering::Relaxed) {
+            _ if self.is_out => return STEP,
+            true => self.beat_at,
+            false => self.claim_at,
+        };
+        next.saturating_duration_since(Instant::now()).min(STEP)
     }
 
     fn step(&mut self) -> Result<(), RedisError> {

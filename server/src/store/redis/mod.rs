@@ -12,6 +12,7 @@
 //! | [`membership`] | the thread of heartbeats and leases |
 //! | [`lease`] | one holder at a time |
 //! | [`link`] | connections, of whatever kind |
+//! | `links` | several of them, which share the requests |
 //! | `durability` | whether the server keeps what it says it keeps |
 //! | [`counters`], `backoff` | what all of them lean on |
 
@@ -23,6 +24,7 @@ pub mod keys;
 mod lanes;
 pub mod lease;
 pub mod link;
+mod links;
 pub mod membership;
 pub mod pack;
 pub mod scripts;

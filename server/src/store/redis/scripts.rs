@@ -47,18 +47,20 @@ impl Script {
 
     /// The script's text.
     pub fn source(self) -> String {
-        let body = match self {
-            Self::Claim => include_str!("scripts/claim.lua"),
-            Self::Release => include_str!("scripts/release.lua"),
-            Self::Append => include_str!("scripts/append.lua"),
-            Self::Page => include_str!("scripts/page.lua"),
-            Self::Trim => include_str!("scripts/trim.lua"),
-            Self::Remove => include_str!("scripts/remove.lua"),
-            Self::Sweep => include_str!("scripts/sweep.lua"),
+        let holders = include_str!("scripts/holders.lua");
+        let buffer = include_str!("scripts/buffer.lua");
+        let unreleased = include_str!("scripts/unreleased.lua");
+        // Only what it needs: each of a script's functions is made anew at each call. Claims are many.
+        let parts: &[&str] = match self {
+            Self::Claim => &[include_str!("scripts/claim.lua"), unreleased],
+            Self::Release => &[holders, include_str!("scripts/release.lua"), unreleased],
+            Self::Append => &[holders, buffer, include_str!("scripts/append.lua")],
+            Self::Page => &[buffer, include_str!("scripts/page.lua")],
+            Self::Trim => &[holders, buffer, include_str!("scripts/trim.lua")],
+            Self::Remove => &[holders, buffer, include_str!("scripts/remove.lua")],
+            Self::Sweep => &[buffer, include_str!("scripts/sweep.lua")],
         };
-        let prelude = include_str!("scripts/prelude.lua");
-        // Claims are many and only ask whether there is a buffer.
-        let buffer = if matches!(self, Self::Claim | Self::Release) { "" } else { include_str!("scripts/buffer.lua") };
+        let (prelude, parts) = (include_str!("scripts/prelude.lua"), parts.join("\n"));
         format!(
             "local NUMBER_MAX = {NUMBER_MAX}\n\
              local REPEAT_WINDOW = {REPEAT_WINDOW}\n\
@@ -70,7 +72,7 @@ impl Script {
              local UNRELEASED_MAX = {UNRELEASED_MAX}\n\
              local UNRELEASED_BYTES_MAX = {UNRELEASED_BYTES_MAX}\n\
              local TTL_MARGIN_MS = {TTL_MARGIN_MS}\n\
-             {prelude}\n{buffer}\n{body}",
+             {prelude}\n{parts}",
             codec::BODY_BYTES_MAX,
             codec::META_BYTES_MAX,
         )

@@ -24,8 +24,6 @@ const CLIENTS_PER_LOOK: usize = 128;
 const REVISIT_MS_MIN: u64 = 2_000;
 /// … and at least this often, whatever was noted about it.
 const REVISIT_MS_MAX: u64 = 600_000;
-/// How soon the thread notices that it must end.
-const STEP: Duration = Duration::from_millis(20);
 
 /// The thread that sweeps.
 pub(super) struct Sweeper {
@@ -56,7 +54,8 @@ impl Sweeper {
             };
             let until = Instant::now() + wait;
             while Instant::now() < until && !self.shared.is_stopping() {
-                std::thread::sleep(STEP);
+                // Whoever ends it wakes it.
+                std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
             }
         }
     }

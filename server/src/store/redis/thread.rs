@@ -21,7 +21,7 @@ use super::counters::StoreCounters;
 use super::durability;
 use super::lanes::{Group, Job, Lanes, bytes_of};
 use super::link::{Address, BadUrl, Link, Trouble};
-use super::pack::Pack;
+use super::links::Links;
 use super::scripts::{Caller, Script};
 use super::sweeper::Sweeper;
 use crate::shard::handover::Mail;
@@ -158,9 +158,9 @@ impl RedisStore {
         let (sender, receiver) = channel::bounded(settings.queue_requests);
         let worker = Worker {
             address,
-            link: None,
+            links: None,
             name: format!("rtc-store-{}-{}", settings.node, settings.incarnation),
-            former: None,
+            former: Vec::new(),
             caller: caller.clone(),
             shared: Arc::clone(&shared),
             queue: receiver,
@@ -172,7 +172,6 @@ impl RedisStore {
             undelivered: shards.iter().map(|_| VecDeque::new()).collect(),
             undelivered_count: 0,
             shards,
-            pack: Pack::default(),
             backoff: Backoff::default(),
         };
         let sweeper = Sweeper::new(sweeper_address, caller, Arc::clone(&shared));
@@ -193,6 +192,9 @@ impl RedisStore {
     /// Returns true when all were.
     pub fn stop(mut self, patience: Duration) -> bool {
         self.handle.shared.is_stopping.store(true, Ordering::Relaxed);
+        for thread in &self.threads {
+            thread.thread().unpark();
+        }
         let deadline = Instant::now() + patience;
         while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
@@ -230,10 +232,10 @@ struct Failed {
 
 struct Worker {
     address: Address,
-    link: Option<Link>,
+    links: Option<Links>,
+    // What the server calls the connections, and its numbers for the latest ones.
     name: String,
-    // The server's number for the connection before this one: it may still hold requests that were not done.
-    former: Option<i64>,
+    former: Vec<i64>,
     caller: Caller,
     shared: Arc<Shared>,
     queue: Receiver<Job>,
@@ -246,7 +248,6 @@ struct Worker {
     shards: Vec<mailbox::Sender<Mail>>,
     undelivered: Vec<VecDeque<Mail>>,
     undelivered_count: usize,
-    pack: Pack,
     backoff: Backoff,
 }
 
@@ -254,7 +255,7 @@ impl Worker {
     fn run(mut self) {
         while !self.is_over() {
             self.deliver();
-            let result = match self.link {
+            let result = match self.links {
                 Some(_) => self.turn(),
                 None => self.connect(),
             };
@@ -325,25 +326,25 @@ impl Worker {
         if self.has_failed() {
             return Ok(());
         }
-        let Some(link) = &mut self.link else { return Ok(()) };
+        let Some(links) = &mut self.links else { return Ok(()) };
         // A cluster knows no transaction over several of its servers.
-        let can_be_several = !link.is_cluster();
-        self.pack.clear();
+        let can_be_several = !links.is_cluster();
         while self.in_flight_bytes < WINDOW_BYTES
             && let Some(jobs) = self.lanes.next_group(can_be_several)
         {
-            let group = Group::write(jobs, &self.caller, &mut self.pack);
+            let (link, mut group) = links.write(|pack| Group::write(jobs, &self.caller, pack));
+            group.link = link;
             self.in_flight_bytes += group.bytes;
             self.in_flight.push_back(group);
         }
-        if self.pack.is_empty() { Ok(()) } else { link.send(&self.pack) }
+        links.send()
     }
 
     /// Reads the replies to one group of requests and answers them. From the first on that is to be asked again, all
     /// are: or a later one would be answered first.
     fn receive(&mut self) -> Result<(), RedisError> {
-        let (Some(link), Some(group)) = (&mut self.link, self.in_flight.front()) else { return Ok(()) };
-        let results = group.read(link)?;
+        let (Some(links), Some(group)) = (&mut self.links, self.in_flight.front()) else { return Ok(()) };
+        let results = group.read(links.link(group.link))?;
         let Some(group) = self.in_flight.pop_front() else { return Ok(()) };
         self.in_flight_bytes -= group.bytes;
         let Some(client) = group.jobs.first().map(|job| job.client().clone()) else { return Ok(()) };
@@ -429,11 +430,11 @@ impl Worker {
     }
 
     fn connect(&mut self) -> Result<(), RedisError> {
-        self.link = Some(self.address.connect(REPLY_LIMIT)?);
-        self.end_former();
+        let links = self.links.insert(Links::open(&mut self.address, REPLY_LIMIT)?);
+        links.succeed(&mut self.former, &self.name)?;
         self.load()?;
-        if let Some(link) = &mut self.link {
-            let weakness = durability::weakness(link);
+        if let Some(links) = &mut self.links {
+            let weakness = durability::weakness(links.first());
             if let Some(weakness) = &weakness
                 && self.shared.weakness.load().as_ref().is_none_or(|before| **before != *weakness)
             {
@@ -449,35 +450,9 @@ impl Worker {
         Ok(())
     }
 
-    /// The connection before may have requests under way that the server has yet to read: it must not do them after
-    /// what is asked now. A server that was started anew numbers anew, hence the name.
-    fn end_former(&mut self) {
-        let Some(link) = &mut self.link else { return };
-        if link.is_cluster() {
-            return;
-        }
-        let _ = link.ask(&["CLIENT", "SETNAME", &self.name]);
-        if let Some(former) = self.former.take().map(|id| id.to_string()) {
-            let is_ours = match link.ask(&["CLIENT", "LIST", "ID", &former]) {
-                Ok(Value::BulkString(text)) => {
-                    String::from_utf8_lossy(&text).contains(&format!(" name={} ", self.name))
-                }
-                Ok(Value::VerbatimString { text, .. }) => text.contains(&format!(" name={} ", self.name)),
-                _ => false,
-            };
-            if is_ours {
-                let _ = link.ask(&["CLIENT", "KILL", "ID", &former]);
-            }
-        }
-        self.former = match link.ask(&["CLIENT", "ID"]) {
-            Ok(Value::Int(id)) => Some(id),
-            _ => None,
-        };
-    }
-
     fn load(&mut self) -> Result<(), RedisError> {
-        if let Some(link) = &mut self.link {
-            let hashes = load_scripts(link)?;
+        if let Some(links) = &mut self.links {
+            let hashes = load_scripts(links.first())?;
             self.caller.set_hashes(hashes);
         }
         Ok(())
@@ -485,7 +460,7 @@ impl Worker {
 
     /// The connection is gone: all that was not answered is asked again on the next.
     fn lose(&mut self, err: &RedisError) {
-        self.link = None;
+        self.links = None;
         self.shared.is_up.store(false, Ordering::Relaxed);
         self.shared.counters.up.set(0);
         self.failed = Failed::default();

@@ -30,13 +30,13 @@ if session.holder and author == 'holder' then
         may = may or (is_me(former) and former[3] >= generation)
     end
     if not may then
-        return elsewhere()
+        return { ELSEWHERE, expired, malformed, session.holder, session.life, session.generation }
     end
 elseif session.holder and author == 'other' then
     local is_ours = session.holder == node and session.life <= incarnation
     local is_past = session.holder == ARGV[6] and session.life == tonumber(ARGV[7])
     if not is_ours and not is_past then
-        return elsewhere()
+        return { ELSEWHERE, expired, malformed, session.holder, session.life, session.generation }
     end
 end
 

@@ -17,71 +17,74 @@ local function text(number)
     return string.format('%.0f', number)
 end
 
--- A number that is 0 where it is absent.
-local function whole(value)
-    if not value then
-        return 0
+-- Keeps a key for so many ms at least. It may be kept longer, by an eighth: then the next calls need not say so again,
+-- and each time that is said costs Redis as much as a small write.
+local function outlive(key, ttl)
+    if redis.call('PTTL', key) < ttl then
+        redis.call('PEXPIRE', key, math.floor(ttl * 9 / 8))
     end
-    local number = tonumber(value)
-    if number and number >= 0 and number <= NUMBER_MAX and number % 1 == 0 then
-        return number
-    end
-    malformed = malformed + 1
-    return 0
-end
-
-local function is_node_id(value)
-    return #value <= 64 and string.find(value, '^[%w._-]+$') ~= nil
-end
-
--- A value of another type is put out of the way.
-local function heal(key, err)
-    if not string.find(err, 'WRONGTYPE', 1, true) then
-        error({ err = err })
-    end
-    redis.call('UNLINK', key)
-    malformed = malformed + 1
 end
 
 local values = redis.pcall('HMGET', sess, 'nodeId', 'incarnation', 'generation', 'ceiling', 'lastOffset', 'keptOffset',
     'lostOffset', 'trimmedOffset', 'bytes', 'asked', 'unreleased')
-if values.err then
-    heal(sess, values.err)
-    values = {}
-end
 local length = 0
 if values[9] or not values[3] then
     -- There may be messages: their bytes are noted, or nothing is.
     length = redis.pcall('XLEN', buf)
-    if type(length) == 'table' then
-        heal(buf, length.err)
-        length = 0
+end
+if values.err or type(length) == 'table' then
+    -- A value of another type is put out of the way.
+    for key, reply in pairs({ [sess] = values, [buf] = length }) do
+        local err = type(reply) == 'table' and reply.err
+        if err and not string.find(err, 'WRONGTYPE', 1, true) then
+            error({ err = err })
+        elseif err then
+            redis.call('UNLINK', key)
+            malformed = malformed + 1
+        end
     end
+    values, length = values.err and {} or values, type(length) == 'table' and 0 or length
+end
+local is_held, is_weighed, ceiling_noted = values[1] and values[2] and values[3], values[9], values[4]
+-- A number is 0 where it is absent.
+for at = 2, 9 do
+    local number = 0
+    if values[at] then
+        number = tonumber(values[at])
+        if not number or number < 0 or number > NUMBER_MAX or number % 1 ~= 0 then
+            number, malformed = 0, malformed + 1
+        end
+    end
+    values[at] = number
 end
 local session = {
-    generation = whole(values[3]),
-    ceiling = whole(values[4]),
-    last = whole(values[5]),
-    kept = whole(values[6]),
-    lost = whole(values[7]),
-    trimmed = whole(values[8]),
-    bytes = whole(values[9]),
+    generation = values[3],
+    ceiling = values[4],
+    last = values[5],
+    kept = values[6],
+    lost = values[7],
+    trimmed = values[8],
+    bytes = values[9],
     asked = 0,
 }
 local is_mine = false
 if values[1] then
-    local life = whole(values[2])
-    if values[2] and values[3] and (values[1] == node or is_node_id(values[1])) then
-        session.holder, session.life = values[1], life
-        is_mine = values[1] == node and life == incarnation
+    is_mine = is_held and values[1] == node and values[2] == incarnation
+    if is_mine or (is_held and #values[1] <= 64 and string.find(values[1], '^[%w._-]+$')) then
+        session.holder, session.life = values[1], values[2]
     else
         malformed = malformed + 1
     end
 end
+-- What this login had asked for: whether the client was known then, alone where it was given what it asked for.
 if values[10] and is_mine then
-    local generation, ceiling, known = string.match(values[10], '^(%d+) (%d+) ([01])$')
-    if generation then
-        session.asked, session.asked_ceiling, session.asked_known = whole(generation), whole(ceiling), known
+    local generation, ceiling, known = session.generation, session.ceiling, values[10]
+    if #known > 1 then
+        generation, ceiling, known = string.match(known, '^(%d+) (%d+) ([01])$')
+        generation, ceiling = tonumber(generation or ''), tonumber(ceiling or '')
+    end
+    if generation and generation <= NUMBER_MAX and ceiling <= NUMBER_MAX and (known == '0' or known == '1') then
+        session.asked, session.asked_ceiling, session.asked_known = generation, ceiling, known
     else
         malformed = malformed + 1
     end
@@ -92,9 +95,9 @@ if values[11] then
     local is_good, count = #values[11] <= UNRELEASED_BYTES_MAX, 0
     if is_good then
         for entry in string.gmatch(values[11] .. ',', '([^,]*),') do
-            local holder, life, generation = string.match(entry, '^(%S+) (%d+) (%d+)$')
+            local holder, life, generation = string.match(entry, '^([%w._-]+) (%d+) (%d+)$')
             life, generation, count = tonumber(life or ''), tonumber(generation or ''), count + 1
-            if holder and is_node_id(holder) and life <= NUMBER_MAX and generation <= NUMBER_MAX
+            if holder and #holder <= 64 and life <= NUMBER_MAX and generation <= NUMBER_MAX
                 and count <= UNRELEASED_MAX then
                 unreleased[#unreleased + 1] = { holder, life, generation }
             else
@@ -106,7 +109,7 @@ if values[11] then
         malformed, must_note_unreleased = malformed + 1, true
     end
 end
-local is_lost = length > 0 and (session.kept == 0 or not values[9])
+local is_lost = length > 0 and (session.kept == 0 or not is_weighed)
 if is_lost then
     -- The hash is gone, the stream is not: the stream still knows.
     local info = redis.call('XINFO', 'STREAM', buf)
@@ -124,46 +127,4 @@ if is_lost then
 end
 if session.last < session.kept then
     session.last = session.kept
-end
-
--- Whether this login holds the client, under the generation it has or the one it had asked for.
-local function is_held_by(generation)
-    return is_mine and (session.generation == generation or session.asked == generation)
-end
-
--- Whether this life of this node is the former holder.
-local function is_me(former)
-    return former[1] == node and former[2] == incarnation
-end
-
--- Writes the former holders down, where they are not what stands there.
-local function note_unreleased()
-    if not must_note_unreleased then
-        return
-    end
-    if #unreleased == 0 then
-        redis.call('HDEL', sess, 'unreleased')
-        return
-    end
-    local entries = {}
-    for at, former in ipairs(unreleased) do
-        entries[at] = former[1] .. ' ' .. text(former[2]) .. ' ' .. text(former[3])
-    end
-    redis.call('HSET', sess, 'unreleased', table.concat(entries, ','))
-end
-
-local function clear_unreleased()
-    if #unreleased > 0 then
-        unreleased, must_note_unreleased = {}, true
-    end
-end
-
-local function outlive(key, ttl)
-    if redis.call('PTTL', key) < ttl then
-        redis.call('PEXPIRE', key, text(ttl))
-    end
-end
-
-local function elsewhere()
-    return { ELSEWHERE, expired, malformed, session.holder, session.life, session.generation }
 end

@@ -10,9 +10,10 @@ end
 if is_held_by(generation) then
     redis.call('HDEL', sess, 'nodeId', 'incarnation')
     session.holder, session.ceiling = nil, 0
-    clear_unreleased()
+    if #unreleased > 0 then
+        unreleased, must_note_unreleased = {}, true
+    end
 end
-note_unreleased()
 if not session.holder then
     session.generation = math.max(session.generation, generation)
     session.last = math.max(session.last, last)
@@ -20,4 +21,4 @@ if not session.holder then
         'lastOffset', text(session.last), 'lastSeen', ARGV[7])
     outlive(sess, tonumber(ARGV[2]))
 end
-return { DONE, expired, malformed }
+local reply = { DONE, expired, malformed }
