@@ -34,20 +34,24 @@ const QUIET: Duration = Duration::from_secs(4);
 /// How often every node is asked for its ring.
 const WATCH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// As in production, but for a newcomer's pace, and for what counts as load: all nodes are on one machine here, whose use
-/// of processors says nothing of any of them, so that each counts as full with this many messages a second. One relief
-/// of an overloaded node is enough.
+/// As in production, but for the pace, and for what counts as load: all nodes are on one machine here, whose use of
+/// processors says nothing of any of them and may well be full, so that each counts as full with this many messages a second.
 const BALANCER: &str = r#"
 [queries]
 cpu = "clamp_max(sum by (node_id) (rate(rtc_socket_deliveries_total[5s])) / 120, 1)"
 
 [weights]
 smoothing_half_life_ms = 1000
+confirm_half_life_ms = 1000
 slow_start_ms = 3000
 slow_start_steps = 2
 
 [triggers]
-overload_interval_ms = 600000
+cooldown_ms = 5000
+overload_cpu = 1.0
+spread = 1.0
+imbalance = 0.3
+idle = 0.0
 "#;
 
 /// A ring as somebody goes by it.
