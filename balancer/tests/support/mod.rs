@@ -5,6 +5,9 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
 
 mod balancer;
+// The same as the nodes' tests have.
+#[path = "../../../server/tests/support/client.rs"]
+mod client;
 mod fleet;
 mod node;
 mod process;
@@ -17,6 +20,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 pub use balancer::{Balancer, run};
+pub use client::{Client, Incoming};
 pub use fleet::Fleet;
 pub use node::{Node, load, sum_of};
 pub use process::{Process, Scratch};

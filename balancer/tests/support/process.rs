@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -21,7 +22,8 @@ impl Guard {
         let (nowhere, errors) = (Stdio::null(), Stdio::null());
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(script).args(arguments).stdin(Stdio::piped()).stdout(nowhere).stderr(errors);
-        shell.spawn().map(Self)
+        // In a group of its own: a signal to the test's whole group must leave somebody to clean up.
+        shell.process_group(0).spawn().map(Self)
     }
 }
 
