@@ -277,6 +277,9 @@ impl Worker {
         }
         if self.in_flight.is_empty() && self.has_failed() {
             self.recover()?;
+        } else if self.in_flight.is_empty() && groups > 0 {
+            // All of it was done. A connection alone is no success yet, nor is a part of what was asked.
+            self.backoff.succeed();
         }
         Ok(())
     }
@@ -436,7 +439,6 @@ impl Worker {
         self.shared.counters.connects.add(1);
         self.shared.counters.up.set(1);
         self.shared.is_up.store(true, Ordering::Relaxed);
-        self.backoff.succeed();
         info!(redis = self.address.shown(), "store connected");
         Ok(())
     }
