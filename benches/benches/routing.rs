@@ -67,7 +67,7 @@ fn dispatcher(nodes: usize) -> Dispatcher {
     let store = AnyStore::Remote(RemoteStore::default());
     let mut core = Dispatcher::new(me, RULES, store, ring.reader(), Arc::new(Counters::default()), now);
     let names = (0..nodes).map(|index| NodeId::new(&node(index)).expect("a valid name"));
-    core.live_nodes = Some(Arc::new(names.collect::<HashSet<_>>()));
+    core.note_live(names.collect::<HashSet<_>>());
     core
 }
 
@@ -92,6 +92,7 @@ fn messages(core: &mut Dispatcher, is_ours: bool) -> Vec<Posted> {
                 ttl_ms: None,
                 hops: 0,
                 trail: Vec::new(),
+                login: 0,
             });
         }
         if messages.len() == CLIENTS {

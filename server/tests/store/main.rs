@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![allow(clippy::needless_pass_by_value, reason = "a test gives away what it made")]
 
+mod cluster;
 mod garbage;
 mod lifetime;
 mod membership;
@@ -9,4 +10,5 @@ mod redis_server;
 mod rules;
 mod running;
 mod scripted;
+mod sentinel;
 mod thread;

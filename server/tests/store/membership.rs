@@ -15,18 +15,18 @@ use rtc_server::store::redis::{StoreCounters, keys};
 use crate::redis_server::{Disk, RedisServer};
 use crate::running::eventually;
 
-struct Node {
+pub struct Node {
     members: Members,
     events: Receiver<Event>,
     counters: Arc<StoreCounters>,
-    incarnation: u64,
+    pub incarnation: u64,
 }
 
 fn id(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
 }
 
-fn start(url: &str, name: &str) -> Node {
+pub fn start(url: &str, name: &str) -> Node {
     let incarnation = match claim_node_id(url, &id(name), new_incarnation()).unwrap() {
         Claimed::Yes { incarnation } => incarnation,
         other => panic!("{other:?}"),
@@ -53,12 +53,12 @@ fn start_as(url: &str, name: &str, incarnation: u64) -> Node {
 }
 
 impl Node {
-    fn sees(&self, name: &str, incarnation: u64) -> bool {
+    pub fn sees(&self, name: &str, incarnation: u64) -> bool {
         self.members.membership().load().is_alive(&id(name), incarnation)
     }
 
     #[track_caller]
-    fn event(&self) -> Event {
+    pub fn event(&self) -> Event {
         self.events.recv_timeout(Duration::from_secs(20)).expect("no event")
     }
 }

@@ -16,12 +16,25 @@ pub enum Disk {
     Lazy,
 }
 
+/// What a server is to others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Alone,
+    /// One of a cluster, which the test has yet to form.
+    OfCluster,
+    /// Follows the server at this port.
+    Replica(u16),
+    /// Watches the server at this port under the name `main`, and decides alone.
+    Sentinel(u16),
+}
+
 /// A server of the test's own.
 pub struct RedisServer {
     child: Option<Child>,
     dir: PathBuf,
     port: u16,
     disk: Disk,
+    role: Role,
 }
 
 /// Where a Redis can be reached, and the server behind it if the test started one.
@@ -44,6 +57,11 @@ impl Redis {
 impl RedisServer {
     /// Starts one on a free port; `None`, loudly, where the program is missing. In CI that fails the test.
     pub fn start(disk: Disk) -> Option<Self> {
+        Self::start_as(Role::Alone, disk)
+    }
+
+    /// The same, of several that belong together.
+    pub fn start_as(role: Role, disk: Disk) -> Option<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = std::env::temp_dir().join(format!(
             "rtc-redis-{}-{}",
@@ -52,8 +70,8 @@ impl RedisServer {
         ));
         std::fs::create_dir_all(&dir).unwrap();
         for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut server = Self { child: None, dir: dir.clone(), port, disk };
+            let port = free_port(role);
+            let mut server = Self { child: None, dir: dir.clone(), port, disk, role };
             match server.run() {
                 Ok(true) => return Some(server),
                 // Somebody else took the port meanwhile.
@@ -105,14 +123,41 @@ impl RedisServer {
     fn run(&mut self) -> std::io::Result<bool> {
         let sync = if self.disk == Disk::Synced { "always" } else { "no" };
         let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
-        let child = Command::new(program)
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--save", "", "--daemonize", "no"])
-            .args(["--appendonly", "yes", "--appendfsync", sync, "--maxmemory-policy", "noeviction"])
-            .arg("--dir")
-            .arg(&self.dir)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+        let mut command = Command::new(program);
+        if let Role::Sentinel(primary) = self.role {
+            // It writes what it learns into its configuration.
+            let path = self.dir.join("sentinel.conf");
+            let settings = format!(
+                "sentinel monitor main 127.0.0.1 {primary} 1\nsentinel down-after-milliseconds main 500\n\
+                 sentinel failover-timeout main 3000\n"
+            );
+            std::fs::write(&path, settings)?;
+            command.arg(path).arg("--sentinel");
+        }
+        command.args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--daemonize", "no"]);
+        if !matches!(self.role, Role::Sentinel(_)) {
+            command.args([
+                "--save",
+                "",
+                "--maxmemory-policy",
+                "noeviction",
+                "--appendonly",
+                "yes",
+                "--appendfsync",
+                sync,
+            ]);
+        }
+        match self.role {
+            Role::OfCluster => {
+                command.args(["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]);
+                command.args(["--cluster-replica-validity-factor", "0"]);
+            }
+            Role::Replica(primary) => {
+                command.args(["--replicaof", "127.0.0.1", &primary.to_string(), "--repl-diskless-sync-delay", "0"]);
+            }
+            Role::Alone | Role::Sentinel(_) => {}
+        }
+        let child = command.arg("--dir").arg(&self.dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let child = self.child.insert(child);
         let deadline = Instant::now() + START_LIMIT;
         while Instant::now() < deadline {
@@ -127,6 +172,19 @@ impl RedisServer {
         }
         self.kill();
         Ok(false)
+    }
+}
+
+/// A port where nobody listens; one of a cluster takes the port 10,000 above as well.
+fn free_port(role: Role) -> u16 {
+    const BUS_DISTANCE: u16 = 10_000;
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let is_bus_free =
+            || port.checked_add(BUS_DISTANCE).is_some_and(|bus| TcpListener::bind(("127.0.0.1", bus)).is_ok());
+        if role != Role::OfCluster || is_bus_free() {
+            return port;
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use rtc_server::shard::handover::Mail;
 use rtc_server::shard::mailbox::{Receiver, mailbox};
 use rtc_server::store::bounds::BufferLimits;
 use rtc_server::store::redis::{RedisStore, StoreCounters, StoreHandle, StoreSettings};
-use rtc_server::store::request::{Author, StoreAnswer, StoreRequest, Ticket};
+use rtc_server::store::request::{Author, ClaimKind, StoreAnswer, StoreRequest, Ticket};
 use rtc_server::store::{Kept, Room};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,6 +123,24 @@ pub fn message(identity: u64, ttl_ms: u64) -> Kept {
 
 pub fn append(client: &ClientId, messages: Vec<Kept>) -> StoreRequest {
     StoreRequest::Append { client: client.clone(), author: Author::Other { past: None }, messages, room: Room::IfFree }
+}
+
+/// A client's life with one message: claimed, kept, read, taken out, let go. All answers are as they should be.
+#[track_caller]
+pub fn live(running: &mut Running, client: &ClientId, generation: u64) {
+    let claim = |generation, kind, ceiling| StoreRequest::Claim { client: client.clone(), generation, kind, ceiling };
+    let answer = running.ask(claim(generation, ClaimKind::Fresh, 1000));
+    let StoreAnswer::Claimed { generation, unreleased, .. } = answer else { panic!("not claimed: {answer:?}") };
+    assert_eq!(unreleased, []);
+    let answer = running.ask(claim(generation, ClaimKind::Again, 1001));
+    assert!(matches!(answer, StoreAnswer::Claimed { is_known: true, .. }), "not renewed: {answer:?}");
+    let answer = running.ask(append(client, vec![message(generation, 600_000)]));
+    let StoreAnswer::Appended { last_offset } = answer else { panic!("not kept: {answer:?}") };
+    let kept: Vec<u64> = running.kept(client).iter().map(|kept| kept.identity).collect();
+    assert_eq!(kept, [generation]);
+    running.ask(StoreRequest::Trim { client: client.clone(), generation, offset: last_offset });
+    assert_eq!(running.kept(client), []);
+    running.ask(StoreRequest::Release { client: client.clone(), generation, last_offset });
 }
 
 #[track_caller]

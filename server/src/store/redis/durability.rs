@@ -15,9 +15,12 @@ const WANTED: [(&str, &str, &str); 3] = [
 pub fn weakness(link: &mut Link) -> Option<String> {
     let mut found = Vec::new();
     for (name, wanted, consequence) in WANTED {
-        match link.ask(&["CONFIG", "GET", name]).ok().as_ref().and_then(setting) {
-            Some(value) if value == wanted => {}
-            Some(value) => found.push(format!("{name} is `{value}`, not `{wanted}`: {consequence}")),
+        // Of a cluster, all count: each has clients of its own.
+        let settings: Option<Vec<String>> =
+            link.ask_all(&["CONFIG", "GET", name]).ok().and_then(|replies| replies.iter().map(setting).collect());
+        match settings.as_ref().map(|settings| settings.iter().find(|value| *value != wanted)) {
+            Some(None) => {}
+            Some(Some(value)) => found.push(format!("{name} is `{value}`, not `{wanted}`: {consequence}")),
             None => found.push(format!("{name} cannot be read (CONFIG GET is forbidden?), should be `{wanted}`")),
         }
     }

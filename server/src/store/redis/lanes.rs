@@ -170,7 +170,7 @@ impl Group {
     ///
     /// # Errors
     /// When the connection is lost.
-    pub(super) fn read(&self, link: &mut Link) -> Result<Vec<(usize, Result<Value, RedisError>)>, RedisError> {
+    pub(super) fn read(&self, link: &mut Link) -> Result<Vec<(usize, Reply)>, RedisError> {
         let count = self.calls.iter().map(|call| call.replies).sum();
         let mut replies = if self.calls.len() > 1 {
             read_transaction(link, count)?
@@ -182,6 +182,9 @@ impl Group {
         Ok(self.calls.iter().map(|call| (call.jobs, together(&mut replies, call.replies))).collect())
     }
 }
+
+/// What the server said to one command.
+type Reply = Result<Value, RedisError>;
 
 /// The reply of a request from those of its commands: the first's, unless one of the others was not done.
 fn together(replies: &mut impl Iterator<Item = Result<Value, RedisError>>, count: usize) -> Result<Value, RedisError> {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use redis::cluster::{ClusterClient, ClusterConnection, cluster_pipe};
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{
@@ -206,6 +207,22 @@ impl Link {
     }
 }
 
+impl Link {
+    /// One command, there and back, to the server or to each primary of a cluster.
+    ///
+    /// # Errors
+    /// As [`Link::receive`].
+    pub fn ask_all(&mut self, args: &[&str]) -> Result<Vec<Value>, RedisError> {
+        let Kind::Cluster { connection, .. } = &mut self.0 else { return Ok(vec![self.ask(args)?]) };
+        let args: Vec<&[u8]> = args.iter().map(|arg| arg.as_bytes()).collect();
+        let primaries = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+        match connection.route_command(&command(args), primaries)? {
+            Value::Map(replies) => replies.into_iter().map(|(_, reply)| reply.extract_error()).collect(),
+            _ => Err(RedisError::from((ErrorKind::UnexpectedReturnType, "not a reply of each server"))),
+        }
+    }
+}
+
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
@@ -229,6 +246,10 @@ impl Trouble {
         if code == "NOSCRIPT" {
             return Self::NoScript;
         }
+        // Another server is in charge now: connecting finds it.
+        if ["READONLY", "MOVED", "ASK"].contains(&code) {
+            return Self::Lost;
+        }
         // Before 7.0 an error within a script came as `ERR Error running script … -OOM …`.
         let detail = err.detail().unwrap_or_default();
         let is_passing = PASSING.iter().any(|word| code == *word || detail.contains(&format!("-{word} ")));
@@ -237,16 +258,13 @@ impl Trouble {
 }
 
 /// Errors that are the server's state, not the command's fault.
-const PASSING: [&str; 17] = [
+const PASSING: [&str; 14] = [
     "LOADING",
-    "READONLY",
     "MASTERDOWN",
     "BUSY",
     "OOM",
     "TRYAGAIN",
     "CLUSTERDOWN",
-    "MOVED",
-    "ASK",
     "MISCONF",
     "NOREPLICAS",
     "NOAUTH",

@@ -280,6 +280,9 @@ impl Worker {
         }
         if self.in_flight.is_empty() && self.has_failed() {
             self.recover()?;
+        } else if self.in_flight.is_empty() && groups > 0 {
+            // All of it was done. A connection alone is no success yet, nor is a part of what was asked.
+            self.backoff.succeed();
         }
         Ok(())
     }
@@ -377,7 +380,9 @@ impl Worker {
         match (reply.map(|reply| reply.outcome), jobs.as_mut_slice()) {
             (Some(Outcome::Answer(StoreAnswer::Refused(_))), [_, _, ..]) => {
                 // All or none are kept: there may be room for some of them.
-                jobs.iter_mut().for_each(|job| job.is_alone = true);
+                for job in &mut jobs {
+                    job.is_alone = true;
+                }
                 return jobs;
             }
             (Some(Outcome::Answer(answer)), _) => jobs.iter().for_each(|job| self.answer(job, answer.clone())),
@@ -387,7 +392,9 @@ impl Worker {
             }
             _ => {
                 counters.refused.add(1);
-                jobs.iter().for_each(|job| self.answer(job, not_done(&job.request)));
+                for job in &jobs {
+                    self.answer(job, not_done(&job.request));
+                }
             }
         }
         Vec::new()
@@ -445,7 +452,6 @@ impl Worker {
         self.shared.counters.connects.add(1);
         self.shared.counters.up.set(1);
         self.shared.is_up.store(true, Ordering::Relaxed);
-        self.backoff.succeed();
         info!(redis = self.address.shown(), "store connected");
         Ok(())
     }

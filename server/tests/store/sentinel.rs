@@ -1,0 +1,99 @@
+//! The store behind a Sentinel: it goes on with the replica that was promoted.
+
+use rtc_server::store::request::StoreAnswer;
+
+use crate::redis_server::{Disk, RedisServer, Role};
+use crate::running::{Running, append, client, eventually, live, message};
+
+const TTL_MS: u64 = 600_000;
+const MESSAGES: u64 = 400;
+
+struct Watched {
+    primary: RedisServer,
+    replica: RedisServer,
+    sentinel: RedisServer,
+}
+
+impl Watched {
+    /// A primary and a replica that follows it, and a sentinel that knows both.
+    fn start() -> Option<Self> {
+        let primary = RedisServer::start(Disk::Synced)?;
+        let replica = RedisServer::start_as(Role::Replica(primary.port()), Disk::Synced)?;
+        eventually("the replica follows", || {
+            let info: String = redis::cmd("INFO").arg("replication").query(&mut open(&replica)).unwrap_or_default();
+            info.contains("master_link_status:up")
+        });
+        let sentinel = RedisServer::start_as(Role::Sentinel(primary.port()), Disk::Lazy)?;
+        eventually("the sentinel knows both", || {
+            let info: String = redis::cmd("INFO").arg("sentinel").query(&mut open(&sentinel)).unwrap_or_default();
+            info.contains("status=ok") && info.contains("slaves=1")
+        });
+        Some(Self { primary, replica, sentinel })
+    }
+
+    fn url(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:1,127.0.0.1:{}/main", self.sentinel.port())
+    }
+}
+
+fn open(server: &RedisServer) -> redis::Connection {
+    redis::Client::open(server.url()).unwrap().get_connection().unwrap()
+}
+
+fn is_primary(server: &RedisServer) -> bool {
+    let info: String = redis::cmd("INFO").arg("replication").query(&mut open(server)).unwrap_or_default();
+    info.contains("role:master")
+}
+
+/// Half of the messages are kept and copied, then `fail_over` acts, then the others come.
+fn keeps_all(watched: &mut Watched, name: &str, fail_over: impl FnOnce(&mut Watched)) {
+    let mut running = Running::start(&watched.url());
+    let who = client(name);
+    let half = MESSAGES / 2;
+    for at in 0..half {
+        running.post(append(&who, vec![message(at, TTL_MS)]));
+    }
+    for _ in 0..half {
+        let (_, answer) = running.answer();
+        assert!(matches!(answer, StoreAnswer::Appended { .. }), "{answer:?}");
+    }
+    // Redis answers before its replica has a copy: what is confirmed in the moment before the end may be lost. Not this.
+    eventually("the replica has all", || {
+        let length: u64 =
+            redis::cmd("XLEN").arg(format!("buf:{{{}}}", who.as_str())).query(&mut open(&watched.replica)).unwrap();
+        length == half
+    });
+    fail_over(watched);
+    for at in half..MESSAGES {
+        running.post(append(&who, vec![message(at, TTL_MS)]));
+    }
+    for _ in half..MESSAGES {
+        let (_, answer) = running.answer();
+        assert!(matches!(answer, StoreAnswer::Appended { .. }), "{answer:?}");
+    }
+    let kept: Vec<u64> = running.kept(&who).iter().map(|kept| kept.identity).collect();
+    assert_eq!(kept, (0..MESSAGES).collect::<Vec<_>>(), "kept once, in order");
+    live(&mut running, &client(&format!("{name}-after")), 7);
+    assert!(is_primary(&watched.replica), "the replica was not promoted");
+    assert_eq!(running.counters.refused.value(), 0);
+}
+
+#[test]
+fn the_store_goes_on_with_the_replica_when_the_primary_is_killed() {
+    let Some(mut watched) = Watched::start() else { return };
+    keeps_all(&mut watched, "sentinel-kill", |watched| watched.primary.kill());
+}
+
+#[test]
+fn the_store_leaves_a_primary_that_became_a_replica() {
+    let Some(mut watched) = Watched::start() else { return };
+    keeps_all(&mut watched, "sentinel-demoted", |watched| {
+        // As an operator may do: connections stay open, and get READONLY.
+        let port = watched.replica.port().to_string();
+        redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut open(&watched.replica)).unwrap();
+        redis::cmd("REPLICAOF").arg("127.0.0.1").arg(&port).exec(&mut open(&watched.primary)).unwrap();
+        let mut sentinel = open(&watched.sentinel);
+        redis::cmd("SENTINEL").arg("REMOVE").arg("main").exec(&mut sentinel).unwrap();
+        redis::cmd("SENTINEL").arg(&["MONITOR", "main", "127.0.0.1", &port, "1"]).exec(&mut sentinel).unwrap();
+    });
+}
