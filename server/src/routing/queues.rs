@@ -7,7 +7,7 @@ use std::collections::BinaryHeap;
 
 use crate::bus::Address;
 use crate::protocol::{ErrorCode, escape};
-use crate::shard::session::Accepted;
+use crate::shard::session::{Accepted, Inbound};
 use crate::shard::slab::Key;
 
 use super::arrival::{Arrival, with_arrival};
@@ -38,6 +38,9 @@ impl Dispatcher {
     ) -> Option<Outcome> {
         let inbound = &arrival.inbound;
         let is_record = inbound.origin.is_record();
+        if !is_record && self.takes_place(queue, arrival) {
+            return None;
+        }
         let (messages, held_bytes) = self.waiting.get(queue).map_or((0, 0), |queue| (queue.items.len(), queue.bytes));
         let bytes = inbound.envelope.payload.len();
         // Records are bounded where they are read.
@@ -56,6 +59,27 @@ impl Dispatcher {
             self.waiting.push(queue, Box::new(held));
         }
         None
+    }
+
+    /// A message that waits here already, sent again, keeps its place: it would lose it to what its sender sent after it
+    /// when the first attempt is given up. Whoever asked last is answered. False if it does not wait here.
+    fn takes_place(&mut self, queue: Key, arrival: &Arrival<'_>) -> bool {
+        let Inbound { sender, origin, wants_ack, .. } = arrival.inbound;
+        let Some(queue) = self.waiting.get_mut(queue) else { return false };
+        let is_it = |held: &&mut Box<Held>| {
+            let posted = &held.posted;
+            !posted.origin.is_record() && posted.sender == sender && *posted.msg_id == *arrival.msg_id
+        };
+        let Some(held) = queue.items.iter_mut().find(is_it) else { return false };
+        self.counters.delivered_repeat.add(1);
+        if wants_ack {
+            if held.posted.wants_ack {
+                self.out.asked_twice.push(held.posted.origin);
+            }
+            (held.posted.origin, held.posted.wants_ack) = (origin, true);
+        }
+        held.since_ms = self.now.steady_ms;
+        true
     }
 
     pub(super) fn held(&mut self, arrival: &Arrival<'_>, sent_by: Option<&Address>) -> Held {

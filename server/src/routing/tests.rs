@@ -13,6 +13,7 @@ use crate::metrics::Counters;
 use crate::protocol::{ClientId, PayloadField};
 use crate::shard::handover::Posted;
 use crate::shard::origin::Origin;
+use crate::shard::recent::identity;
 use crate::shard::session::{Newcomer, Wishes};
 use crate::shard::slab::Key;
 use crate::store::request::{Author, StoreAnswer, StoreRequest, Ticket};
@@ -249,4 +250,24 @@ fn a_client_is_looked_for_elsewhere_when_its_node_falls_silent() {
     assert!(asked(&mut node).is_empty());
     read(&mut node, 1, "n2", Record::Fenced { id, shard: 0, incarnation: 1 });
     let [(_, StoreRequest::Append { .. })] = asked(&mut node)[..] else { panic!("the store was not asked") };
+}
+
+#[test]
+fn a_message_sent_again_while_it_waits_keeps_its_place() {
+    let mut node = dispatcher("n0");
+    accept(&mut node, "m0");
+    let tickets = appends(&mut node);
+    assert_eq!(tickets.len(), 1, "the store is asked about the first, and the others wait");
+    accept(&mut node, "m1");
+    node.now.steady_ms = 1_000;
+    accept(&mut node, "m2");
+    node.now.steady_ms = 29_000;
+    accept(&mut node, "m1");
+    // By now the first attempt would be given up, and the second stand behind m2.
+    node.now.steady_ms = 30_500;
+    node.tick();
+    node.on_store(tickets[0], StoreAnswer::Appended { last_offset: 1 });
+    let [(_, StoreRequest::Append { messages, .. })] = &asked(&mut node)[..] else { panic!("the store was not asked") };
+    let kept: Vec<u64> = messages.iter().map(|message| message.identity).collect();
+    assert_eq!(kept, ["m1", "m2"].map(|name| identity(SENDER, name)));
 }
