@@ -1,6 +1,8 @@
 //! A message as the core looks at it, wherever it comes from: a client here, another shard, another node's record, or a
 //! queue it has waited in. What is posted owns its text; an arrival borrows it.
 
+use crate::bus::Address;
+use crate::bus::record::node_mark;
 use crate::protocol::{Envelope, escape};
 use crate::shard::handover::Posted;
 use crate::shard::recent::identity;
@@ -75,4 +77,11 @@ pub fn with_arrival<R>(posted: &Posted, expires_ms: u64, work: impl FnOnce(&Arri
         trail: &posted.trail,
         login: posted.login,
     })
+}
+
+/// The mark of the node whose topic a message was forwarded from: its reader has signed last, in the name of that node,
+/// where a node signs what it sends itself.
+pub(super) fn forwarded_from(trail: &[u64], sent_by: Option<&Address>) -> Option<u64> {
+    let (last, sent_by) = (trail.last()?, sent_by?);
+    (*last != node_mark(&sent_by.node)).then_some(*last)
 }

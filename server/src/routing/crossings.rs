@@ -168,7 +168,7 @@ impl Dispatcher {
         }
         // Some of it may have been sent on from here, and be on its way back.
         let is_here = self.find_session(hash, to).is_some();
-        let target = if is_here { None } else { self.target(to, hash, false, &[]) };
+        let target = if is_here { None } else { self.target(to, hash, false, None) };
         let sources = self.crossings.sent_on.get(pair(sender, hash))?.clone();
         sources.into_iter().find_map(|source| self.way(source, hash, target.as_ref()))
     }

@@ -12,7 +12,7 @@ use crate::shard::session::{Accepted, Inbound, Session};
 use crate::shard::slab::Key;
 use crate::store::{AnyStore, Appended, BufferFull, Room, Store};
 
-use super::arrival::Arrival;
+use super::arrival::{Arrival, forwarded_from};
 use super::claim::Claim;
 use super::dispatcher::{Dispatcher, Outcome};
 use super::relay::HOPS_MAX;
@@ -77,7 +77,7 @@ impl Dispatcher {
             self.counters.resolved.add(1);
             return self.outcome_of(accepted, &arrival.inbound);
         }
-        let target = self.target(to, arrival.hash, sent_by.is_some(), arrival.trail);
+        let target = self.target(to, arrival.hash, sent_by.is_some(), forwarded_from(arrival.trail, sent_by));
         if let Some(node) = target.filter(|_| arrival.hops < HOPS_MAX)
             && (is_ahead || self.way(source, arrival.hash, Some(&node)).is_none())
         {

@@ -10,7 +10,7 @@ use crate::shard::slab::Key;
 use crate::store::request::{Author, StoreAnswer, StoreRequest, Ticket};
 use crate::store::{AnyStore, Room};
 
-use super::arrival::with_arrival;
+use super::arrival::{forwarded_from, with_arrival};
 use super::dispatcher::Dispatcher;
 use super::relay::HOPS_MAX;
 use super::waiting::{Why, cost};
@@ -118,7 +118,8 @@ impl Dispatcher {
     /// True for a node whose topic was drained, at least up to the first message of a queue.
     fn is_past(&mut self, node: &NodeId, key: Key) -> bool {
         let first = self.waiting.get(key).and_then(|queue| queue.items.front());
-        first.is_some_and(|held| self.is_forwarded_from(node, &held.posted.trail)) || self.is_retired(node)
+        let forwarded = first.and_then(|held| forwarded_from(&held.posted.trail, held.sent_by.as_ref()));
+        self.is_silent(node, forwarded) || self.is_retired(node)
     }
 
     /// True for a node that is gone for good: neither the ring nor any heartbeat knows it.

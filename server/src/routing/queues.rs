@@ -10,7 +10,7 @@ use crate::protocol::{ErrorCode, escape};
 use crate::shard::session::{Accepted, Inbound};
 use crate::shard::slab::Key;
 
-use super::arrival::{Arrival, with_arrival};
+use super::arrival::{Arrival, forwarded_from, with_arrival};
 use super::delivery::{UNCONFIRMED, UNCONFIRMED_MS};
 use super::dispatcher::{Dispatcher, Outcome};
 use super::relay::HOPS_MAX;
@@ -156,9 +156,9 @@ impl Dispatcher {
             }
             None
         } else {
-            let trail =
-                self.waiting.get(key).and_then(|queue| queue.items.front()).map(|held| held.posted.trail.clone());
-            let target = self.target(&client, hash, self.is_first_sent_on(key), &trail.unwrap_or_default());
+            let first = self.waiting.get(key).and_then(|queue| queue.items.front());
+            let forwarded = first.and_then(|held| forwarded_from(&held.posted.trail, held.sent_by.as_ref()));
+            let target = self.target(&client, hash, self.is_first_sent_on(key), forwarded);
             // Sent on too often it is kept here, and its order is no longer waited for.
             let is_last_stop = self.is_sent_on_too_often(key);
             let target = target.filter(|_| !is_last_stop);

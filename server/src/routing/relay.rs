@@ -32,21 +32,25 @@ pub(super) struct Produced {
 impl Dispatcher {
     /// The node that a message for a client without a session here goes to; none if it is this one, or unknown. What
     /// came from another node goes on only to where the client is known to have gone: each step leads to a newer login,
-    /// and never in a circle. A message with `trail` that a silent node's topic held does not go back there, whatever was
-    /// known of the client: somebody else has forwarded it.
-    pub(super) fn target(&mut self, client: &str, hash: u64, is_sent_on: bool, trail: &[u64]) -> Option<NodeId> {
-        if self.paths.hint(client).is_some_and(|holder| self.is_forwarded_from(&holder.node, trail)) {
+    /// and never in a circle. What the topic of a silent node held, `forwarded` from there, does not go back: whatever was
+    /// known of the client, somebody else has read that topic.
+    pub(super) fn target(
+        &mut self,
+        client: &str,
+        hash: u64,
+        is_sent_on: bool,
+        forwarded: Option<u64>,
+    ) -> Option<NodeId> {
+        if self.paths.hint(client).is_some_and(|holder| self.is_silent(&holder.node, forwarded)) {
             self.paths.forget(client);
         }
         let ring = self.ring.load().filter(|_| !is_sent_on).map(|ring| &**ring);
         self.paths.target(client, hash, ring, &self.me.node, self.now.steady_ms)
     }
 
-    /// True for what has come by the topic of a node that has no heartbeat: the balancer's forwarder has read that.
-    pub(super) fn is_forwarded_from(&self, node: &NodeId, trail: &[u64]) -> bool {
-        !trail.is_empty()
-            && self.live_nodes.as_ref().is_some_and(|live| !live.contains(node))
-            && trail.contains(&node_mark(node))
+    /// True for a node without a heartbeat, if its topic is where a message was forwarded from.
+    pub(super) fn is_silent(&self, node: &NodeId, forwarded: Option<u64>) -> bool {
+        forwarded == Some(node_mark(node)) && self.live_nodes.as_ref().is_some_and(|live| !live.contains(node))
     }
 
     /// Sends a message to another node.

@@ -212,6 +212,10 @@ fn what_a_silent_nodes_topic_held_does_not_go_back_there() {
     let fresh = posted(&mut node, "1", &["n1"]);
     read(&mut node, 1, "n1", Record::Message(fresh));
     assert_eq!(sent_to(&mut node, "n2").len(), 1);
+    // So does what comes from the silent node itself: it was only stopped for a while.
+    let own = Posted { sender: 13, ..*posted(&mut node, "3", &["n2"]) };
+    read(&mut node, 3, "n2", Record::Message(Box::new(own)));
+    assert_eq!(sent_to(&mut node, "n2").len(), 1);
     // This has been there, and was forwarded: the store is asked where the client is now.
     let forwarded = Posted { sender: 12, ..*posted(&mut node, "2", &["n1", "n2"]) };
     read(&mut node, 2, "n1", Record::Message(Box::new(forwarded)));
