@@ -21,7 +21,7 @@ const REMEMBERED_MAX: usize = 200_000;
 const MEMORY_MS: u64 = 60_000;
 /// Of one sender's messages for one recipient, nodes that had them sent on from here; of more the oldest is forgotten.
 const SENT_ON_MAX: usize = 8;
-/// Marks that may be on their way. Beyond that messages go on without.
+/// Marks that may be on their way. Beyond that messages go on without, and count as fences that were given up.
 const MARKS_MAX: usize = 100_000;
 
 struct Mark {
@@ -76,6 +76,8 @@ enum Crossing {
     Go,
     Wait(u64),
     Mark,
+    /// No mark can be written any more: go, without one.
+    Full,
 }
 
 impl Crossings {
@@ -87,7 +89,7 @@ impl Crossings {
             self.by_pair.get(&pair).filter(|id| self.marks.get(*id).is_some_and(|mark| mark.login >= login));
         match under_way {
             Some(id) => Crossing::Wait(*id),
-            None if self.marks.len() >= MARKS_MAX => Crossing::Go,
+            None if self.marks.len() >= MARKS_MAX => Crossing::Full,
             None => Crossing::Mark,
         }
     }
@@ -148,6 +150,7 @@ impl Dispatcher {
             let pair = pair(self.source(sender, &[]), hash);
             match self.crossings.next(pair, login) {
                 Crossing::Go => {}
+                Crossing::Full => self.counters.fences_given_up.add(1),
                 Crossing::Wait(id) => return Some(Why::Fence(id)),
                 Crossing::Mark => {
                     let id = self.paths.name_fence();
