@@ -1,6 +1,6 @@
 //! The program under test, as a process of its own.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::channel;
@@ -35,14 +35,7 @@ impl Balancer {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command).unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (gathered, mut stderr) = (Arc::clone(&log), process.child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            let mut buf = [0; 4096];
-            while let Ok(count @ 1..) = stderr.read(&mut buf) {
-                gathered.lock().unwrap().push_str(&String::from_utf8_lossy(&buf[..count]));
-            }
-        });
+        let log = process.gather_log();
         let (sender, lines) = channel();
         let stdout = BufReader::new(process.child.stdout.take().unwrap());
         std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));

@@ -1,6 +1,6 @@
 //! Real nodes, and clients that load them.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -48,14 +48,7 @@ impl Node {
         command.args(["--advertise-url", &format!("ws://{listen}")]).args(flags);
         let mut process =
             Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())).unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let (gathered, mut stderr) = (Arc::clone(&log), process.child.stderr.take().unwrap());
-        std::thread::spawn(move || {
-            let mut buf = [0; 4096];
-            while let Ok(count @ 1..) = stderr.read(&mut buf) {
-                gathered.lock().unwrap().push_str(&String::from_utf8_lossy(&buf[..count]));
-            }
-        });
+        let log = process.gather_log();
         let (sender, lines) = channel();
         let stdout = BufReader::new(process.child.stdout.take().unwrap());
         // What it says later must find a reader.

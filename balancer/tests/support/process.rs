@@ -1,10 +1,11 @@
 //! Programs that a test starts: each ends with the test, also where the test itself is killed.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -42,6 +43,19 @@ pub struct Process {
 }
 
 impl Process {
+    /// What it writes to standard error, from now on.
+    pub fn gather_log(&mut self) -> Arc<Mutex<String>> {
+        let log = Arc::new(Mutex::new(String::new()));
+        let (gathered, mut stderr) = (Arc::clone(&log), self.child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            let mut buf = [0; 4096];
+            while let Ok(count @ 1..) = stderr.read(&mut buf) {
+                gathered.lock().unwrap().push_str(&String::from_utf8_lossy(&buf[..count]));
+            }
+        });
+        log
+    }
+
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
         let child = command.spawn()?;
         let mut process = Self { child, guard: None };
