@@ -32,7 +32,6 @@ pub mod heartbeats;
 pub mod http;
 pub mod kafka;
 mod metrics;
-mod nesting;
 mod page;
 pub mod policy;
 pub mod presence;

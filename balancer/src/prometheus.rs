@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ring::NodeId;
 use ring::control::DEPTH_MAX;
+use ring::{NodeId, nesting};
 use serde::Deserialize;
 use tracing::{info, warn};
 
 use crate::heartbeats::Load;
-use crate::nesting;
 
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);

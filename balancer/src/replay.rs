@@ -10,13 +10,12 @@ use std::io::{self, BufRead, Read as _, Write};
 use std::sync::Arc;
 
 use ring::control::{RingUpdate, ScaleSignal, WHOLE_MAX};
-use ring::{NODES_MAX, NodeId, RingVersion};
+use ring::{NODES_MAX, NodeId, RingVersion, nesting};
 use serde::{Deserialize, Serialize};
 use sonic_rs::LazyValue;
 
 use crate::decide::{Inputs, State, decide};
 use crate::heartbeats::{self, Refusal, Report, Reports};
-use crate::nesting;
 use crate::rules::Rules;
 
 /// The longest line: the largest ring's heartbeats, each with room to spare.

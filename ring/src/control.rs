@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de, de::DeserializeOwned};
 
-use crate::{ControlError, NODE_ID_BYTES_MAX, NODES_MAX, NodeId, NodeWeights, RingVersion, VersionHash};
+use crate::{ControlError, NODE_ID_BYTES_MAX, NODES_MAX, NodeId, NodeWeights, RingVersion, VersionHash, nesting};
 
 /// Longest `RingUpdate`, in bytes.
 pub const RING_UPDATE_BYTES_MAX: usize = 512 * 1024;
@@ -229,7 +229,7 @@ fn encode<M: Message>(message: &M) -> Result<Vec<u8>, ControlError> {
 
 fn decode<M: Message>(bytes: &[u8]) -> Result<M, ControlError> {
     check_length::<M>(bytes.len())?;
-    if depth(bytes) > DEPTH_MAX {
+    if nesting::depth(bytes) > DEPTH_MAX {
         return Err(ControlError::TooDeep { limit: DEPTH_MAX });
     }
     let message: M = sonic_rs::from_slice(bytes).map_err(malformed)?;
@@ -239,28 +239,6 @@ fn decode<M: Message>(bytes: &[u8]) -> Result<M, ControlError> {
 
 fn check_length<M: Message>(bytes: usize) -> Result<(), ControlError> {
     if bytes > M::BYTES_MAX { Err(ControlError::TooLarge { bytes, limit: M::BYTES_MAX }) } else { Ok(()) }
-}
-
-/// Returns how deep brackets nest outside strings.
-///
-/// Agrees with any JSON parser up to the first error in the text, where the parser stops.
-fn depth(bytes: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0_usize, 0_usize);
-    let (mut in_string, mut is_escaped) = (false, false);
-    for byte in bytes {
-        match byte {
-            _ if is_escaped => is_escaped = false,
-            b'\\' if in_string => is_escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
 }
 
 fn in_range(field: &'static str, value: f64, max: f64) -> Result<(), ControlError> {

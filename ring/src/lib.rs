@@ -12,6 +12,7 @@
 //! | `diff` | what moves between two rings |
 //! | `shared` | [`SharedRing`]: one writer swaps, every shard reads |
 //! | `control` | the JSON messages between balancer and nodes |
+//! | `nesting` | how deep a JSON text nests, asked before a parser that recurses sees it |
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test may panic"))]
 
@@ -19,6 +20,7 @@ pub mod control;
 mod diff;
 mod error;
 mod hash;
+pub mod nesting;
 mod node;
 mod ring;
 mod shared;

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
 use ring::control::{RING_UPDATE_BYTES_MAX, WHOLE_MAX};
-use ring::{NodeId, Ring, Weight};
+use ring::{NodeId, Ring, Weight, nesting};
 use serde::{Deserialize, Serialize};
 
 use super::{Change, MOVED_SHARE_MARGIN, Round, State, list};
-use crate::nesting;
 use crate::policy::{self, WEIGHT_AVERAGE};
 use crate::rules::{PolicyKind, PolicyRules};
 

@@ -4,11 +4,9 @@
 
 use std::borrow::Cow;
 
-use ring::{NodeId, Ring};
+use ring::{NodeId, Ring, nesting};
 use serde::Deserialize;
 use thiserror::Error;
-
-use crate::nesting;
 
 /// How many nodes a message has passed, in decimal digits.
 pub const HOPS_HEADER: &str = "rtc-hops";

@@ -4,14 +4,13 @@
 use std::io::Read as _;
 use std::sync::PoisonError;
 
-use ring::NodeId;
 use ring::control::{DrainRequest, WHOLE_MAX};
+use ring::{NodeId, nesting};
 use serde::Deserialize;
 use tiny_http::Request;
 use tracing::info;
 
 use super::{Answer, Office, Problem, json};
-use crate::nesting;
 use crate::publisher::{DRAIN_TOPIC, Outgoing};
 use crate::view::NodeView;
 

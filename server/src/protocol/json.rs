@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+use ring::nesting;
+
 use super::scan::stops;
 
 /// The deepest nesting a client's message may have.
@@ -13,33 +15,7 @@ pub const DEPTH_MAX: usize = 128;
 pub(crate) fn is_too_deep(text: &str) -> bool {
     // Nothing nests deeper than it has opening brackets, and counting those needs no look at strings.
     let openings: usize = text.bytes().map(|byte| usize::from(byte | 0x20 == b'{')).sum();
-    openings > DEPTH_MAX && nesting_depth(text.as_bytes()) > DEPTH_MAX
-}
-
-/// The deepest nesting of brackets outside of strings.
-fn nesting_depth(text: &[u8]) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    let mut bytes = text.iter();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'{' | b'[' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' => depth = depth.saturating_sub(1),
-            b'"' => {
-                while let Some(byte) = bytes.next() {
-                    match byte {
-                        b'\\' => _ = bytes.next(),
-                        b'"' => break,
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    deepest
+    openings > DEPTH_MAX && nesting::depth(text.as_bytes()) > DEPTH_MAX
 }
 
 /// True when an escape names one half of a surrogate pair without the other: no Unicode text, whatever the parser says.
