@@ -1,22 +1,22 @@
 //! The command line and its environment. Every value is optional, so that "not given" can be told from a default:
-//! defaults live in [`Config`] alone and are shown here by [`command`].
+//! defaults live in [`Config`] alone and are shown here by [`flags`].
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use rim::flags::Flags;
+use rim::logging::LogFormat;
+use rim::values::{parse_addr, parse_duration};
 use ring::NodeId;
 use rtc_balancer::rules::PolicyKind;
 
-use crate::config::{Config, LogFormat};
+use crate::config::Config;
 
 /// What the environment variables' names begin with.
-const ENV_PREFIX: &str = "RTC_BALANCER_";
-/// Flags that ask for something to be shown.
-const NOT_IN_ENVIRONMENT: [&str; 3] = ["print_config", "help", "version"];
+pub const ENV_PREFIX: &str = "RTC_BALANCER_";
 
 /// The flags, each also read from `RTC_BALANCER_<NAME>`.
 #[allow(clippy::doc_markdown, reason = "the comments are what --help shows")]
@@ -123,88 +123,9 @@ pub enum Command {
     },
 }
 
-/// Reads the command line and the environment.
-///
-/// # Errors
-/// Also for `--help` and `--version`, which are not failures: ask [`clap::Error::exit_code`].
-pub fn parse() -> Result<Args, clap::Error> {
-    Args::from_arg_matches(&command().try_get_matches()?)
-}
-
-/// Explains in one line why a command line cannot be read.
-pub fn explain(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    // The first line says it, a tip may follow; the usage is for `--help`.
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
-    let line = lines.collect::<Vec<_>>().join("; ").replace("For more information, try", "see");
-    let line = line.strip_prefix("error: ").unwrap_or(&line).trim_end_matches('.');
-    match variable_behind(error) {
-        Some(variable) => format!("{line} (it came from {variable})"),
-        None => line.to_owned(),
-    }
-}
-
-/// The environment variable that a refused value came from, if it was not on the command line.
-fn variable_behind(error: &clap::Error) -> Option<String> {
-    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
-    let flag = shown.split([' ', '[', '=']).next()?;
-    let variable = format!("{ENV_PREFIX}{}", flag.strip_prefix("--")?.replace('-', "_").to_uppercase());
-    let is_on_command_line = std::env::args().any(|arg| arg.split('=').next() == Some(flag));
-    (!is_on_command_line && std::env::var_os(&variable).is_some()).then_some(variable)
-}
-
-/// Environment variables that look like flags and are none: misspelt, most likely.
-pub fn unknown_variables() -> Vec<String> {
-    let command = command();
-    let known: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
-    std::env::vars_os()
-        .filter(|(name, _)| !known.contains(&name.as_os_str()))
-        .map(|(name, _)| name.to_string_lossy().into_owned())
-        .filter(|name| name.starts_with(ENV_PREFIX))
-        // Kubernetes sets these in every container beside a service called rtc-balancer.
-        .filter(|name| !name.contains("_SERVICE_") && !name.starts_with("RTC_BALANCER_PORT"))
-        .collect()
-}
-
-/// The command, each flag with its environment variable and, in its help, its default from [`Config::default`].
-fn command() -> clap::Command {
-    let defaults = Config::default().shown_defaults();
-    Args::command().mut_args(|arg| {
-        let name = arg.get_id().as_str().to_owned();
-        if NOT_IN_ENVIRONMENT.contains(&name.as_str()) {
-            return arg;
-        }
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let help = match defaults.iter().find(|(key, _)| *key == name) {
-            Some((_, default)) => format!("{help} [default: {default}]"),
-            None => help,
-        };
-        // The command is made once or twice in the life of a process, and clap wants names that outlive it.
-        let variable: &'static str = format!("{ENV_PREFIX}{}", name.to_uppercase()).leak();
-        arg.help(help).env(variable).hide_env(true)
-    })
-}
-
-/// An IP address with a port; `localhost` means 127.0.0.1.
-fn parse_addr(text: &str) -> Result<SocketAddr, String> {
-    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
-    text.parse().map_err(|_| "give an IP address and a port, such as 127.0.0.1:8090 or [::1]:8090".to_owned())
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (digits, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
-    let factor: u64 = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("give a length of time with its unit: 500ms, 10s, 15m or 1h".to_owned()),
-    };
-    let count: Option<u64> = digits.parse().ok();
-    let millis = count.and_then(|count| count.checked_mul(factor));
-    millis.map(Duration::from_millis).ok_or_else(|| "give a whole number with a unit: 500ms, 10s, 15m or 1h".to_owned())
+/// The flags, each with its environment variable and, in its help, its default from [`Config::default`].
+pub fn flags() -> Flags {
+    Flags::new(Args::command(), ENV_PREFIX, &Config::default().shown_defaults())
 }
 
 #[cfg(test)]
@@ -213,24 +134,15 @@ mod tests {
 
     #[test]
     fn the_command_is_consistent_and_shows_a_default_for_every_flag() {
-        command().debug_assert();
-        for arg in command().get_arguments() {
+        let flags = flags();
+        flags.command().clone().debug_assert();
+        for arg in flags.command().get_arguments() {
             let name = arg.get_id().as_str();
             if matches!(name, "help" | "version" | "config" | "print_config" | "set") {
                 continue;
             }
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("[default: "), "{name}: {help}");
-        }
-    }
-
-    #[test]
-    fn times_and_addresses_are_read_with_their_units() {
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("15m"), Ok(Duration::from_secs(900)));
-        assert_eq!(parse_addr("localhost:1"), Ok(([127, 0, 0, 1], 1).into()));
-        for bad in ["", "10", "ms", "1.5s", "99999999999999999h"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 }

@@ -2,11 +2,12 @@
 //! up into what each part needs. It binds and opens nothing.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
-use clap::ValueEnum;
+use anyhow::ensure;
+use rim::listen::check_exposure;
+use rim::logging::LogFormat;
+use rim::{file, logging, millis, values};
 use ring::NodeId;
 use rtc_balancer::http::DRAIN_WINDOW_MS_MAX;
 use rtc_balancer::kafka::Kafka;
@@ -17,9 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
 
-mod millis;
 #[cfg(test)]
 mod tests;
+
+/// The file that lists the keys.
+const EXAMPLE: &str = "config/balancer.example.toml";
 
 /// The longest length of time that makes sense for any of these.
 const TIME_MS_MAX: u64 = 24 * 60 * 60 * 1000;
@@ -109,16 +112,6 @@ impl Default for Queries {
     }
 }
 
-/// The shape of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -156,7 +149,7 @@ impl Config {
     /// Names the key, what is wrong with it and what would be right.
     pub fn load(args: Args) -> anyhow::Result<Self> {
         let mut config = match &args.config {
-            Some(path) => Self::read(path)?,
+            Some(path) => file::read(path, EXAMPLE)?,
             None => Self::default(),
         };
         for setting in args.set.iter().flatten() {
@@ -168,31 +161,10 @@ impl Config {
         Ok(config)
     }
 
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("config file {} cannot be read: check --config", path.display()))?;
-        Self::parse(&text).map_err(|(line, reason)| anyhow::anyhow!("config file {}:{line}: {reason}", path.display()))
-    }
-
-    /// Reads TOML; an error says in which line, and names the key by showing that line.
-    fn parse(text: &str) -> Result<Self, (usize, String)> {
-        toml::from_str(text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start);
-            let line = text.get(..start).unwrap_or_default().matches('\n').count();
-            // The parser goes on to list every key there is.
-            let reason = error.message().split(", expected one of").next().unwrap_or_default();
-            let shown = text.lines().nth(line).unwrap_or_default().trim();
-            (line + 1, format!("{reason} in `{shown}`: config/balancer.example.toml lists the keys"))
-        })
-    }
-
     /// The same with one key changed, given as `table.key=value`.
     fn with(&self, setting: &str) -> anyhow::Result<Self> {
-        let wrong = |reason: String| {
-            anyhow::anyhow!(
-                "--set {setting}: {reason}: give TABLE.KEY=VALUE with a key of config/balancer.example.toml"
-            )
-        };
+        let wrong =
+            |reason: String| anyhow::anyhow!("--set {setting}: {reason}: give TABLE.KEY=VALUE with a key of {EXAMPLE}");
         let (key, value) = setting.split_once('=').ok_or_else(|| wrong("there is no =".to_owned()))?;
         // A word needs no quotes here, as nowhere on a command line.
         let value: toml::Value = format!("value = {value}")
@@ -211,9 +183,7 @@ impl Config {
                 .ok_or_else(|| wrong(format!("there is no table {table}")))?,
         };
         table.insert(name.to_owned(), value);
-        whole.try_into().map_err(|error: toml::de::Error| {
-            wrong(error.message().split(", expected one of").next().unwrap_or_default().to_owned())
-        })
+        whole.try_into().map_err(|error: toml::de::Error| wrong(file::reason(&error).to_owned()))
     }
 
     /// Puts what was given on the command line, or in the environment, over what is here.
@@ -229,12 +199,7 @@ impl Config {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        ensure!(
-            self.listen.ip().is_loopback() || self.insecure_allow_anonymous,
-            "listen is {}, not a loopback address, and nobody has to prove who they are: \
-             bind 127.0.0.1, or add --insecure-allow-anonymous if the network keeps strangers out",
-            self.listen
-        );
+        check_exposure("listen", self.listen, self.insecure_allow_anonymous)?;
         if let Some(url) = &self.prometheus {
             ensure!(url.starts_with("http://"), "prometheus is {url}: give a URL that begins with http://");
         }
@@ -242,16 +207,15 @@ impl Config {
             let is_known = ["redis://", "redis+unix://", "unix://"].iter().any(|scheme| url.starts_with(scheme));
             ensure!(is_known, "redis is {url}: give a URL that begins with redis://");
         }
-        for option in &self.kafka_options {
-            ensure!(
-                option.split_once('=').is_some_and(|(key, _)| !key.trim().is_empty()),
-                "kafka_options has {option}: give key=value, such as security.protocol=ssl"
-            );
-        }
+        self.kafka_options()?;
         ensure!(self.seed <= ring::control::WHOLE_MAX, "seed is {}: give 0 to {}", self.seed, ring::control::WHOLE_MAX);
-        crate::logging::check(&self.log)?;
+        logging::check(&self.log)?;
         self.check_times()?;
         self.check_thresholds()
+    }
+
+    fn kafka_options(&self) -> anyhow::Result<Vec<(String, String)>> {
+        values::pairs("kafka_options", &self.kafka_options)
     }
 
     fn check_times(&self) -> anyhow::Result<()> {
@@ -326,17 +290,7 @@ impl Config {
         ]
         .map(|(flag, default)| (flag.to_owned(), default.to_owned()))
         .into();
-        let table = toml::Table::try_from(self).unwrap_or_default();
-        shown.extend(table.into_iter().map(|(key, value)| {
-            let text = match &value {
-                toml::Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
-            match (key.strip_suffix("_ms"), text.parse()) {
-                (Some(flag), Ok(millis)) => (flag.to_owned(), millis::shown(millis)),
-                _ => (key, text),
-            }
-        }));
+        shown.extend(file::shown_defaults(self));
         shown
     }
 
@@ -355,8 +309,8 @@ impl Config {
 
     /// Where Kafka is and how it is spoken to, if it is given.
     pub fn kafka(&self) -> Option<Kafka> {
-        let options = self.kafka_options.iter().filter_map(|option| option.split_once('='));
-        let options = options.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect();
+        // Checked since the start.
+        let options = self.kafka_options().unwrap_or_default();
         self.kafka.as_ref().map(|brokers| Kafka { brokers: brokers.clone(), options })
     }
 

@@ -3,17 +3,17 @@
 
 mod args;
 mod config;
-mod logging;
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal as _, Write as _, stderr, stdin, stdout};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
+use rim::listen::cannot_listen;
 use rtc_balancer::forwarder::{self, Forwarder};
 use rtc_balancer::http::{self, Office};
 use rtc_balancer::publisher::Publisher;
@@ -33,25 +33,8 @@ use config::Config;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Exit code of a balancer that did not start.
-const NOT_STARTED: u8 = 2;
-
 fn main() -> ExitCode {
-    match args::parse() {
-        Ok(args) => run(args).unwrap_or_else(|error| {
-            let _ = writeln!(stderr(), "rtc-balancer: {error:#}");
-            ExitCode::from(NOT_STARTED)
-        }),
-        Err(error) if !error.use_stderr() => {
-            // Help, or the version: a reader that has gone is no failure.
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            let _ = writeln!(stderr(), "rtc-balancer: {}", args::explain(&error));
-            ExitCode::from(NOT_STARTED)
-        }
-    }
+    rim::start::start("rtc-balancer", args::ENV_PREFIX, args::flags().parse(), run)
 }
 
 fn run(args: args::Args) -> anyhow::Result<ExitCode> {
@@ -75,10 +58,11 @@ fn balance(config: &Config) -> anyhow::Result<ExitCode> {
     let redis = config.redis.as_deref().context("redis is not given: add --redis redis://HOST:PORT")?;
     let kafka = config.kafka().context("kafka is not given: add --kafka HOST:PORT")?;
     let name = config.name();
-    let _logging = logging::start(&config.log, config.log_format)?;
+    let _logging = rim::logging::start(&config.log, config.log_format)?;
     // Before anything serves: a signal from here on ends gently.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
-    let listener = TcpListener::bind(config.listen).map_err(|error| cannot_listen(config.listen, &error))?;
+    let listener =
+        TcpListener::bind(config.listen).map_err(|error| cannot_listen(config.listen, "--listen", &error))?;
     let store = || Store::new(redis).with_context(|| format!("redis is {redis}: give a URL such as redis://HOST:PORT"));
     let publisher = Publisher::start(&kafka).with_context(|| {
         format!(
@@ -101,7 +85,7 @@ fn balance(config: &Config) -> anyhow::Result<ExitCode> {
         drain_disconnects_max: config.drain_disconnects_max,
     };
     let listen = http::start(listener, office).context("the port's threads cannot be started")?;
-    for variable in args::unknown_variables() {
+    for variable in args::flags().unknown_variables() {
         warn!(variable, "no flag has this environment variable: it is ignored");
     }
     let forwarder = Forwarder::start(
@@ -130,25 +114,6 @@ fn balance(config: &Config) -> anyhow::Result<ExitCode> {
     is_stopping.store(true, Ordering::Relaxed);
     let is_sound = looping.join().is_ok();
     Ok(if is_sound { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Says what keeps an address from being bound, and what to do about it.
-fn cannot_listen(addr: SocketAddr, error: &io::Error) -> anyhow::Error {
-    let port = addr.port();
-    match error.kind() {
-        io::ErrorKind::AddrInUse => anyhow!(
-            "cannot listen on {addr}: the port is in use (ss -ltnp 'sport = :{port}' tells by whom): \
-             stop that, or give another --listen"
-        ),
-        io::ErrorKind::AddrNotAvailable => {
-            anyhow!("cannot listen on {addr}: this machine has no such address: give one of its own to --listen")
-        }
-        io::ErrorKind::PermissionDenied => anyhow!(
-            "cannot listen on {addr}: permission denied: give a port from 1024 up to --listen, \
-             or the process CAP_NET_BIND_SERVICE"
-        ),
-        _ => anyhow!("cannot listen on {addr}: {error}: check --listen"),
-    }
 }
 
 fn replay_file(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {

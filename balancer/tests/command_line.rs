@@ -29,7 +29,7 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_it() {
         (&["--redis", "127.0.0.1:1"], &["redis is 127.0.0.1:1", "redis://"]),
         (&["--polcy", "feedback"], &["--polcy", "--policy"]),
         (&["--policy", "fair"], &["fair", "feedback, proportional"]),
-        (&["--listen", "8090"], &["--listen", "127.0.0.1:8090"]),
+        (&["--listen", "8090"], &["--listen", "127.0.0.1:8080"]),
         (&["--listen", "0.0.0.0:0"], &["listen is 0.0.0.0:0", "--insecure-allow-anonymous"]),
         (&["--lease", "5"], &["--lease", "10s"]),
         (&["--set", "weights.kapa=1"], &["--set weights.kapa=1", "kapa"]),

@@ -1,22 +1,22 @@
 //! The command line and its environment. Every value is optional, so that "not given" can be told from a default:
-//! defaults live in [`Config`] alone and are shown here by [`command`].
+//! defaults live in [`Config`] alone and are shown here by [`flags`].
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::error::{ContextKind, ContextValue};
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgAction, CommandFactory, Parser};
+use rim::flags::Flags;
+use rim::logging::LogFormat;
+use rim::values::{parse_addr, parse_bytes, parse_count, parse_duration, parse_nonzero, parse_rate};
 use ring::NodeId;
 
-use crate::config::{Config, IoChoice, LogFormat};
+use crate::config::{Config, IoChoice};
 
 /// What the environment variables' names begin with.
-const ENV_PREFIX: &str = "RTC_SERVER_";
-/// Flags that ask for something to be shown.
-const NOT_IN_ENVIRONMENT: [&str; 3] = ["print_config", "help", "version"];
+pub const ENV_PREFIX: &str = "RTC_SERVER_";
 
 /// The flags, each also read from `RTC_SERVER_<NAME>`.
 #[allow(clippy::doc_markdown, reason = "the comments are what --help shows")]
@@ -64,7 +64,7 @@ pub struct Args {
     #[arg(long, value_name = "ZONE", help_heading = "Node")]
     pub zone: Option<String>,
     /// Threads that serve clients
-    #[arg(long, value_name = "N", value_parser = parse_shards, help_heading = "Node")]
+    #[arg(long, value_name = "N", value_parser = parse_nonzero, help_heading = "Node")]
     pub shards: Option<NonZeroUsize>,
     /// How sockets are read and written: io_uring, a system call each, or what the kernel allows
     #[arg(long, value_name = "KIND", value_enum, help_heading = "Node")]
@@ -200,123 +200,9 @@ pub struct Args {
     pub help: Option<bool>,
 }
 
-/// Reads the command line and the environment.
-///
-/// # Errors
-/// Also for `--help` and `--version`, which are not failures: ask [`clap::Error::exit_code`].
-pub fn parse() -> Result<Args, clap::Error> {
-    Args::from_arg_matches(&command().try_get_matches()?)
-}
-
-/// Explains in one line why a command line cannot be read.
-pub fn explain(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    // The first line says it, a tip may follow; the usage is for `--help`.
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
-    let line = lines.collect::<Vec<_>>().join("; ").replace("For more information, try", "see");
-    let line = line.strip_prefix("error: ").unwrap_or(&line).trim_end_matches('.');
-    match variable_behind(error) {
-        Some(variable) => format!("{line} (it came from {variable})"),
-        None => line.to_owned(),
-    }
-}
-
-/// The environment variable that a refused value came from, if it was not on the command line.
-fn variable_behind(error: &clap::Error) -> Option<String> {
-    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else { return None };
-    let flag = shown.split([' ', '[', '=']).next()?;
-    let variable = format!("{ENV_PREFIX}{}", flag.strip_prefix("--")?.replace('-', "_").to_uppercase());
-    let is_on_command_line = std::env::args().any(|arg| arg.split('=').next() == Some(flag));
-    (!is_on_command_line && std::env::var_os(&variable).is_some()).then_some(variable)
-}
-
-/// Environment variables that look like flags and are none: misspelt, most likely.
-pub fn unknown_variables() -> Vec<String> {
-    let command = command();
-    let known: Vec<_> = command.get_arguments().filter_map(clap::Arg::get_env).collect();
-    std::env::vars_os()
-        .filter(|(name, _)| !known.contains(&name.as_os_str()))
-        .map(|(name, _)| name.to_string_lossy().into_owned())
-        .filter(|name| name.starts_with(ENV_PREFIX))
-        // Kubernetes sets these in every container beside a service called rtc-server.
-        .filter(|name| !name.contains("_SERVICE_") && !name.starts_with("RTC_SERVER_PORT"))
-        .collect()
-}
-
-/// The command, each flag with its environment variable and, in its help, its default from [`Config::default`].
-fn command() -> clap::Command {
-    let defaults = Config::default().shown_defaults();
-    Args::command().mut_args(|arg| {
-        let name = arg.get_id().as_str().to_owned();
-        if NOT_IN_ENVIRONMENT.contains(&name.as_str()) {
-            return arg;
-        }
-        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let help = match defaults.iter().find(|(key, _)| *key == name) {
-            Some((_, default)) => format!("{help} [default: {default}]"),
-            None => help,
-        };
-        // The command is made once or twice in the life of a process, and clap wants names that outlive it.
-        let variable: &'static str = format!("{ENV_PREFIX}{}", name.to_uppercase()).leak();
-        arg.help(help).env(variable).hide_env(true)
-    })
-}
-
-/// An IP address with a port; `localhost` means 127.0.0.1.
-fn parse_addr(text: &str) -> Result<SocketAddr, String> {
-    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
-    text.parse().map_err(|_| "give an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080".to_owned())
-}
-
-fn parse_count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("give a whole number from 1 up".to_owned()),
-        Ok(count) => Ok(count),
-    }
-}
-
-fn parse_shards(text: &str) -> Result<NonZeroUsize, String> {
-    parse_count(text).map(|count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN))
-}
-
-fn parse_rate(text: &str) -> Result<u32, String> {
-    parse_count(text)?.try_into().map_err(|_| format!("give at most {}", u32::MAX))
-}
-
-fn parse_bytes(text: &str) -> Result<usize, String> {
-    let (digits, unit) = split_unit(text);
-    let factor: usize = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err("give bytes as 4096, 256KiB, 1MiB or 2GiB".to_owned()),
-    };
-    let count: Option<usize> = digits.parse().ok();
-    match count.and_then(|count| count.checked_mul(factor)) {
-        None | Some(0) => Err("give bytes as 4096, 256KiB, 1MiB or 2GiB, from 1 up".to_owned()),
-        Some(bytes) => Ok(bytes),
-    }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let (digits, unit) = split_unit(text);
-    let factor: u64 = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("give a length of time with its unit: 500ms, 10s, 15m or 1h".to_owned()),
-    };
-    let count: Option<u64> = digits.parse().ok();
-    let millis = count.and_then(|count| count.checked_mul(factor));
-    millis.map(Duration::from_millis).ok_or_else(|| "give a whole number with a unit: 500ms, 10s, 15m or 1h".to_owned())
-}
-
-fn split_unit(text: &str) -> (&str, &str) {
-    text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
+/// The flags, each with its environment variable and, in its help, its default from [`Config::default`].
+pub fn flags() -> Flags {
+    Flags::new(Args::command(), ENV_PREFIX, &Config::default().shown_defaults())
 }
 
 #[cfg(test)]
@@ -325,34 +211,15 @@ mod tests {
 
     #[test]
     fn the_command_is_consistent_and_shows_a_default_for_every_flag() {
-        command().debug_assert();
-        for arg in command().get_arguments() {
+        let flags = flags();
+        flags.command().clone().debug_assert();
+        for arg in flags.command().get_arguments() {
             let name = arg.get_id().as_str();
             if matches!(name, "help" | "version" | "config" | "print_config") {
                 continue;
             }
             let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("[default: "), "{name}: {help}");
-        }
-    }
-
-    #[test]
-    fn bytes_times_and_addresses_are_read_with_their_units() {
-        assert_eq!(parse_bytes("4096"), Ok(4096));
-        assert_eq!(parse_bytes("256KiB"), Ok(256 << 10));
-        assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
-        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("15m"), Ok(Duration::from_secs(900)));
-        assert_eq!(parse_addr("localhost:1"), Ok(([127, 0, 0, 1], 1).into()));
-        for bad in ["", "0", "-1", "1kb", "1.5MiB", "99999999999999GiB", "MiB"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
-        }
-        for bad in ["", "10", "s", "1d", "-1s", "1.5s", "99999999999999999999s", "18446744073709551615h"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
-        }
-        for bad in ["", ":8080", "127.0.0.1", "localhost:99999", "example.com:80"] {
-            assert!(parse_addr(bad).is_err(), "{bad}");
         }
     }
 }

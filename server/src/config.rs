@@ -3,11 +3,13 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::ValueEnum;
+use rim::listen::check_exposure;
+use rim::logging::LogFormat;
+use rim::{file, logging, millis, values};
 use ring::NodeId;
 use rtc_server::admin::AdminSettings;
 use rtc_server::cluster::ClusterSettings;
@@ -19,9 +21,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
 
-mod millis;
 #[cfg(test)]
 mod tests;
+
+/// The file that lists the keys.
+const EXAMPLE: &str = "config/server.example.toml";
 
 /// Open connections of a node that is told no number, where there are descriptors enough.
 pub const CONNECTIONS_DEFAULT: usize = 100_000;
@@ -153,16 +157,6 @@ pub enum IoChoice {
     Direct,
 }
 
-/// The shape of log lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -219,7 +213,7 @@ impl Config {
     /// Names the key, what is wrong with it and what would be right.
     pub fn load(args: Args) -> anyhow::Result<Self> {
         let mut config = match &args.config {
-            Some(path) => Self::read(path)?,
+            Some(path) => file::read(path, EXAMPLE)?,
             None => Self::default(),
         };
         config.overlay(args);
@@ -227,24 +221,6 @@ impl Config {
         config.node_id.get_or_insert_with(default_node_id);
         config.shards.get_or_insert_with(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
         Ok(config)
-    }
-
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("config file {} cannot be read: check --config", path.display()))?;
-        Self::parse(&text).map_err(|(line, reason)| anyhow::anyhow!("config file {}:{line}: {reason}", path.display()))
-    }
-
-    /// Reads TOML; an error says in which line, and names the key by showing that line.
-    fn parse(text: &str) -> Result<Self, (usize, String)> {
-        toml::from_str(text).map_err(|error| {
-            let start = error.span().map_or(0, |span| span.start);
-            let line = text.get(..start).unwrap_or_default().matches('\n').count();
-            // The parser goes on to list every key there is.
-            let reason = error.message().split(", expected one of").next().unwrap_or_default();
-            let shown = text.lines().nth(line).unwrap_or_default().trim();
-            (line + 1, format!("{reason} in `{shown}`: config/server.example.toml lists the keys"))
-        })
     }
 
     /// Puts what was given on the command line, or in the environment, over what is here.
@@ -267,8 +243,8 @@ impl Config {
 
     fn check(&self) -> anyhow::Result<()> {
         self.check_bus()?;
-        self.check_exposure("listen", self.listen)?;
-        self.check_exposure("admin_listen", self.admin_listen)?;
+        check_exposure("listen", self.listen, self.insecure_allow_anonymous)?;
+        check_exposure("admin_listen", self.admin_listen, self.insecure_allow_anonymous)?;
         ensure!(
             self.listen != self.admin_listen || self.listen.port() == 0,
             "listen and admin_listen are both {}: give them different ports",
@@ -283,7 +259,7 @@ impl Config {
                 || origin.split_once("://").is_some_and(|(_, host)| !host.is_empty() && !host.contains('/'));
             ensure!(is_origin, "allowed_origins has {origin:?}: give origins such as https://app.example.com, or *");
         }
-        crate::logging::check(&self.log)?;
+        logging::check(&self.log)?;
         self.check_ranges()
     }
 
@@ -293,25 +269,14 @@ impl Config {
             (Some(_), None) => bail!("kafka is given without redis: several nodes need both, one alone needs neither"),
             (None, Some(_)) => bail!("redis is given without kafka: several nodes need both, one alone needs neither"),
             (Some(_), Some(_)) => {
-                for option in &self.kafka_options {
-                    ensure!(
-                        option.contains('='),
-                        "kafka_options has {option}: give key=value, such as security.protocol=ssl"
-                    );
-                }
+                self.kafka_options()?;
                 Ok(())
             }
         }
     }
 
-    /// Without authentication whoever reaches the port may be anyone: the port had better be out of reach.
-    fn check_exposure(&self, key: &str, addr: SocketAddr) -> anyhow::Result<()> {
-        ensure!(
-            addr.ip().is_loopback() || self.insecure_allow_anonymous,
-            "{key} is {addr}, not a loopback address, and nobody has to prove who they are: \
-             bind 127.0.0.1, or add --insecure-allow-anonymous if the network keeps strangers out"
-        );
-        Ok(())
+    fn kafka_options(&self) -> anyhow::Result<Vec<(String, String)>> {
+        values::pairs("kafka_options", &self.kafka_options)
     }
 
     fn check_ranges(&self) -> anyhow::Result<()> {
@@ -375,19 +340,7 @@ impl Config {
         ]
         .map(|(flag, default)| (flag.to_owned(), default.to_owned()))
         .into();
-        let table = toml::Table::try_from(self).unwrap_or_default();
-        shown.extend(table.into_iter().map(|(key, value)| {
-            let text = match &value {
-                toml::Value::String(text) => text.clone(),
-                toml::Value::Array(items) if items.is_empty() => "none".to_owned(),
-                other => other.to_string(),
-            };
-            match (key.strip_suffix("_ms"), text.parse()) {
-                (Some(flag), Ok(millis)) => (flag.to_owned(), millis::shown(millis)),
-                _ if key.contains("_bytes_") => (key, shown_bytes(&text)),
-                _ => (key, text),
-            }
-        }));
+        shown.extend(file::shown_defaults(self));
         shown
     }
 
@@ -440,8 +393,8 @@ impl Config {
         let (brokers, redis) = (self.kafka.as_ref()?, self.redis.as_ref()?);
         let mut kafka = rtc_server::bus::kafka::Config::new(brokers, self.message_bytes_max);
         kafka.partitions = u16::try_from(self.kafka_partitions).unwrap_or(u16::MAX);
-        let options = self.kafka_options.iter().filter_map(|option| option.split_once('='));
-        kafka.options = options.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect();
+        // Checked since the start.
+        kafka.options = self.kafka_options().unwrap_or_default();
         Some(ClusterSettings {
             kafka,
             redis: redis.clone(),
@@ -488,13 +441,4 @@ fn default_node_id() -> NodeId {
     }
     NodeId::new(&format!("node-{:08x}", u32::from_be_bytes(random)))
         .expect("hexadecimal digits are allowed in a node id")
-}
-
-fn shown_bytes(digits: &str) -> String {
-    let bytes: usize = digits.parse().unwrap_or(0);
-    match bytes {
-        _ if bytes > 0 && bytes.is_multiple_of(1 << 20) => format!("{}MiB", bytes >> 20),
-        _ if bytes > 0 && bytes.is_multiple_of(1 << 10) => format!("{}KiB", bytes >> 10),
-        _ => digits.to_owned(),
-    }
 }

@@ -4,15 +4,15 @@
 mod args;
 mod config;
 mod descriptors;
-mod logging;
 
 use std::io::{IsTerminal as _, Write as _, stderr, stdout};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
+use rim::listen::cannot_listen;
 use rtc_server::admin::Admin;
 use rtc_server::drain::Pace;
 use rtc_server::node::{Handle, Node, StartError};
@@ -26,8 +26,6 @@ use config::{Config, IoChoice};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Exit code of a node that did not start.
-const NOT_STARTED: u8 = 2;
 /// Beyond a drain's window: for the last clients to go, and for those that do not.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// How long the shards may take to close everything.
@@ -38,21 +36,7 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(1);
 const END_POLL: Duration = Duration::from_millis(10);
 
 fn main() -> ExitCode {
-    match args::parse() {
-        Ok(args) => run(args).unwrap_or_else(|error| {
-            let _ = writeln!(stderr(), "rtc-server: {error:#}");
-            ExitCode::from(NOT_STARTED)
-        }),
-        Err(error) if !error.use_stderr() => {
-            // Help, or the version: a reader that has gone is no failure.
-            let _ = error.print();
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            let _ = writeln!(stderr(), "rtc-server: {}", args::explain(&error));
-            ExitCode::from(NOT_STARTED)
-        }
-    }
+    rim::start::start("rtc-server", args::ENV_PREFIX, args::flags().parse(), run)
 }
 
 fn run(args: args::Args) -> anyhow::Result<ExitCode> {
@@ -63,7 +47,7 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
         let _ = stdout().write_all(config.to_toml()?.as_bytes());
         return Ok(ExitCode::SUCCESS);
     }
-    let _logging = logging::start(&config.log, config.log_format)?;
+    let _logging = rim::logging::start(&config.log, config.log_format)?;
     // Before anything serves: a signal from here on drains. SIGPIPE is ignored since before `main`.
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
     let driver = choose_driver(config.io, config.shards(), shard::try_rings)?;
@@ -73,7 +57,7 @@ fn run(args: args::Args) -> anyhow::Result<ExitCode> {
     let handle = node.handle().clone();
     let admin = Admin::start(admin_listener, handle.clone(), config.admin_settings())
         .context("the admin port's thread cannot be started")?;
-    for variable in args::unknown_variables() {
+    for variable in args::flags().unknown_variables() {
         warn!(variable, "no flag has this environment variable: it is ignored");
     }
     if let Some(connections) = lowered {
@@ -174,25 +158,6 @@ fn start_node(config: &Config, driver: Driver) -> anyhow::Result<Node> {
              and memory, or give fewer --shards"
         ),
     })
-}
-
-/// Says what keeps an address from being bound, and what to do about it.
-fn cannot_listen(addr: SocketAddr, flag: &str, error: &std::io::Error) -> anyhow::Error {
-    let port = addr.port();
-    match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow!(
-            "cannot listen on {addr}: the port is in use (ss -ltnp 'sport = :{port}' tells by whom): \
-             stop that, or give another {flag}"
-        ),
-        std::io::ErrorKind::AddrNotAvailable => {
-            anyhow!("cannot listen on {addr}: this machine has no such address: give one of its own to {flag}")
-        }
-        std::io::ErrorKind::PermissionDenied => anyhow!(
-            "cannot listen on {addr}: permission denied: give a port from 1024 up to {flag}, \
-             or the process CAP_NET_BIND_SERVICE"
-        ),
-        _ => anyhow!("cannot listen on {addr}: {error}: check {flag}"),
-    }
 }
 
 /// The ready line for programs, on standard output; what to do next for a person, on the terminal.

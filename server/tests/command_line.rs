@@ -64,7 +64,20 @@ fn a_bad_command_line_is_refused_in_one_line_that_names_it() {
         (&["--listen"], &["--listen"]),
         (&["--kafka", "127.0.0.1:9092"], &["kafka", "several nodes need both"]),
         (&["--redis", "redis://127.0.0.1"], &["redis", "several nodes need both"]),
-        (&["--kafka", "127.0.0.1:9092", "--redis", "nowhere"], &["redis", "nowhere"]),
+        // What is wrong with it is found out by a node that listens already.
+        (
+            &[
+                "--kafka",
+                "127.0.0.1:1",
+                "--redis",
+                "nowhere",
+                "--listen",
+                "127.0.0.1:0",
+                "--admin-listen",
+                "127.0.0.1:0",
+            ],
+            &["redis", "nowhere"],
+        ),
         (&["--listen", "0.0.0.0:0"], &["listen is 0.0.0.0:0", "--insecure-allow-anonymous"]),
         (&["--admin-listen", "[::]:0"], &["admin_listen is [::]:0", "--insecure-allow-anonymous"]),
         (&["--listen", "127.0.0.1:9", "--admin-listen", "127.0.0.1:9"], &["different ports"]),

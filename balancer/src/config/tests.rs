@@ -1,6 +1,6 @@
 use super::*;
 
-const EXAMPLE: &str = include_str!("../../../config/balancer.example.toml");
+const EXAMPLE_TEXT: &str = include_str!("../../../config/balancer.example.toml");
 
 fn refused(config: &Config) -> String {
     config.check().expect_err("it should be refused").to_string()
@@ -8,7 +8,7 @@ fn refused(config: &Config) -> String {
 
 #[test]
 fn the_example_file_shows_every_key_with_its_default() {
-    assert_eq!(Config::parse(EXAMPLE), Ok(Config::default()));
+    assert_eq!(file::parse(EXAMPLE_TEXT, EXAMPLE), Ok(Config::default()));
     // Whatever is not written there would still equal its default: so look for the keys, too, table by table.
     let full = Config {
         kafka: Some("k".into()),
@@ -19,7 +19,7 @@ fn the_example_file_shows_every_key_with_its_default() {
     };
     let mut shown = vec![];
     let mut table = String::new();
-    for line in EXAMPLE.lines() {
+    for line in EXAMPLE_TEXT.lines() {
         if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
             table = format!("{name}.");
         } else if let Some((key, _)) = line.trim_start_matches('#').split_once(" = ") {
@@ -41,7 +41,7 @@ fn the_example_file_shows_every_key_with_its_default() {
 #[test]
 fn what_is_printed_can_be_read_again() {
     let config = Config::load(Args::default()).unwrap();
-    assert_eq!(Config::parse(&config.to_toml().unwrap()), Ok(config));
+    assert_eq!(file::parse(&config.to_toml().unwrap(), EXAMPLE), Ok(config));
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_file_that_is_wrong_names_the_line_and_the_key() {
         ("[trigers]\n", 1, "trigers"),
         ("poll_ms = -5", 1, "poll_ms"),
     ] {
-        let (found, reason) = Config::parse(text).expect_err(text);
+        let (found, reason) = file::parse::<Config>(text, EXAMPLE).expect_err(text);
         assert_eq!(found, line, "{reason}");
         assert!(reason.contains(word) && !reason.contains('\n'), "{reason}");
     }

@@ -1,6 +1,6 @@
 use super::*;
 
-const EXAMPLE: &str = include_str!("../../../config/server.example.toml");
+const EXAMPLE_TEXT: &str = include_str!("../../../config/server.example.toml");
 
 fn refused(config: &Config) -> String {
     config.check().expect_err("it should be refused").to_string()
@@ -8,10 +8,13 @@ fn refused(config: &Config) -> String {
 
 #[test]
 fn the_example_file_shows_every_key_with_its_default() {
-    assert_eq!(Config::parse(EXAMPLE), Ok(Config::default()));
+    assert_eq!(file::parse(EXAMPLE_TEXT, EXAMPLE), Ok(Config::default()));
     // Keys without a default stand there as comments.
-    let keys: Vec<&str> =
-        EXAMPLE.lines().filter_map(|line| line.trim_start_matches('#').split_once(" = ")).map(|(key, _)| key).collect();
+    let keys: Vec<&str> = EXAMPLE_TEXT
+        .lines()
+        .filter_map(|line| line.trim_start_matches('#').split_once(" = "))
+        .map(|(key, _)| key)
+        .collect();
     let full = Config {
         node_id: Some(default_node_id()),
         advertise_url: Some("ws://a".into()),
@@ -30,7 +33,7 @@ fn the_example_file_shows_every_key_with_its_default() {
 #[test]
 fn what_is_printed_can_be_read_again() {
     let config = Config::load(Args::default()).unwrap();
-    assert_eq!(Config::parse(&config.to_toml().unwrap()), Ok(config));
+    assert_eq!(file::parse(&config.to_toml().unwrap(), EXAMPLE), Ok(config));
 }
 
 #[test]
@@ -47,7 +50,7 @@ fn a_file_that_is_wrong_names_the_line_and_the_key() {
         ("echo = 1", 1, "echo"),
         ("echo = ", 1, "echo"),
     ] {
-        let (found, reason) = Config::parse(text).expect_err(text);
+        let (found, reason) = file::parse::<Config>(text, EXAMPLE).expect_err(text);
         assert_eq!(found, line, "{reason}");
         assert!(reason.contains(word) && !reason.contains('\n'), "{reason}");
     }

@@ -19,10 +19,12 @@ pub fn shown(millis: u64) -> String {
     }
 }
 
+/// For serde's `with`.
 pub fn serialize<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(of(*time))
 }
 
+/// For serde's `with`.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     u64::deserialize(deserializer).map(Duration::from_millis)
 }
