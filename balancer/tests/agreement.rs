@@ -1,5 +1,5 @@
 //! What the balancer has a copy of, beside the nodes' own: the two programs do not depend on each other, and meet on the
-//! wire. (Rings and heartbeats need no such test: both read and write them by `rtc-ring`.)
+//! wire. (Rings, heartbeats and leases need no such test: both have them from `rtc-ring` and `rtc-rim`.)
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use ring::{NodeId, NodeWeights, Ring, RingVersion, Weight};
@@ -79,16 +79,6 @@ fn read(value: &[u8], headers: &[OwnHeader]) -> (Address, Record) {
         taken_ms: 3,
     };
     Decoder { node: id("a"), value_bytes_max: 10_000 }.decode(&raw, SEED).unwrap()
-}
-
-#[test]
-fn the_lease_on_a_topic_is_taken_by_the_same_scripts() {
-    let ours = [include_str!("../src/forwarder/lease.lua"), include_str!("../src/forwarder/unlease.lua")];
-    let theirs = [
-        include_str!("../../server/src/store/redis/scripts/lease.lua"),
-        include_str!("../../server/src/store/redis/scripts/unlease.lua"),
-    ];
-    assert_eq!(ours, theirs);
 }
 
 #[test]

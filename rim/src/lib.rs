@@ -6,6 +6,7 @@
 
 pub mod file;
 pub mod flags;
+pub mod lease;
 pub mod listen;
 pub mod logging;
 pub mod millis;

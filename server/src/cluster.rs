@@ -23,7 +23,7 @@ use crate::shard::mailbox;
 use crate::store::bounds::BufferLimits;
 use crate::store::redis::{
     BadUrl, Claimed, Event, Figures, Identity, Lease, Members, RedisStore, StartError as RedisError, StoreCounters,
-    StoreHandle, StoreSettings, claim_node_id, keys, new_incarnation,
+    StoreHandle, StoreSettings, claim_node_id, new_incarnation,
 };
 use crate::vitals::Vitals;
 
@@ -196,7 +196,7 @@ impl Cluster {
             move |event| on_event(&state, &ring, event)
         };
         let members = Arc::new(Members::start(&settings.redis, identity, counters, figures, on_event)?);
-        let lease = members.lease(keys::consume(node)).expect("the first lease of a node fits");
+        let lease = members.lease(rim::lease::topic_key(node.as_str())).expect("the first lease of a node fits");
         let setup = Setup {
             config: settings.kafka.clone(),
             node: node.clone(),

@@ -1,25 +1,13 @@
-//! The lease on a node's topic, as the node itself takes it: the same key, value and tokens. The scripts are a copy of the
-//! node's, for the two programs meet in Redis only.
+//! The lease on a node's topic, as the node itself takes it.
 
 use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, RedisResult, Script};
+use rim::lease::{ASK_INTERVAL, GIVE_BACK, HELD_TIME, LEASE_TIME, RENEW_INTERVAL, TAKE, counter_key, topic_key};
 use ring::NodeId;
 
-/// How long a lease lasts when it is not renewed.
-const LEASE_TIME: Duration = Duration::from_secs(10);
-/// The holder stops so much earlier: clocks drift, and what it has begun must end.
-const LEASE_MARGIN: Duration = Duration::from_secs(2);
-const HELD_TIME: Duration = LEASE_TIME.saturating_sub(LEASE_MARGIN);
-/// A held lease is renewed this often.
-const RENEW_INTERVAL: Duration = Duration::from_secs(2);
-/// A lease that somebody else holds is asked for this often.
-const ASK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long Redis may take to answer, or to be reached.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-
-const LEASE: &str = include_str!("lease.lua");
-const UNLEASE: &str = include_str!("unlease.lua");
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -45,9 +33,9 @@ impl Lease {
         Self {
             client,
             connection: None,
-            take: Script::new(LEASE),
-            give_back: Script::new(UNLEASE),
-            key: format!("{{rtc}}:consume:{node}"),
+            take: Script::new(TAKE),
+            give_back: Script::new(GIVE_BACK),
+            key: topic_key(node.as_str()),
             owner,
             held: None,
             ask_at: Instant::now(),
@@ -71,7 +59,7 @@ impl Lease {
         }
         self.ask_at = now + ASK_INTERVAL;
         let lease_ms = u64::try_from(LEASE_TIME.as_millis()).unwrap_or(u64::MAX);
-        let counter = format!("{}:token", self.key);
+        let counter = counter_key(&self.key);
         let (script, key, owner) = (self.take.clone(), self.key.clone(), self.owner.clone());
         let answer: Vec<u64> =
             self.ask(|connection| script.key(key).key(counter).arg(owner).arg(lease_ms).invoke(connection))?;

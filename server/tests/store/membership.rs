@@ -192,7 +192,7 @@ fn the_last_ring_is_read_at_the_start() {
 fn a_lease_has_one_holder_and_its_token_rises() {
     let Some(server) = RedisServer::start(Disk::Lazy) else { return };
     let (a, b) = (start(&server.url(), "a"), start(&server.url(), "b"));
-    let key = keys::consume(&id("a"));
+    let key = rim::lease::topic_key("a");
     let of_a = a.members.lease(key.clone()).unwrap();
     eventually("a holds it", || of_a.token().is_some());
     let of_b = b.members.lease(key.clone()).unwrap();

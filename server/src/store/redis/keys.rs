@@ -35,11 +35,6 @@ pub fn life(node: &ring::NodeId) -> String {
     format!("{{rtc}}:life:{node}")
 }
 
-/// The key of the lease on reading a node's topic.
-pub fn consume(node: &ring::NodeId) -> String {
-    format!("{{rtc}}:consume:{node}")
-}
-
 /// An id as it stands in a key.
 pub fn encode(id: &str) -> Cow<'_, str> {
     if !id.contains(['{', '}', '%']) {

@@ -1,27 +1,14 @@
-//! Leases: one holder at a time, who knows when its time is up without asking, and a token that rises with every change
-//! of hands, so that what a former holder does too late can be told apart. Kept by the membership's thread.
+//! Leases by the rules of [`rim::lease`], kept by the membership's thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use redis::{RedisError, Value};
+use rim::lease::{ASK_INTERVAL, GIVE_BACK, HELD_TIME, LEASE_TIME, RENEW_INTERVAL, TAKE, counter_key};
 
 use super::link::Link;
-
-/// How long a lease lasts when it is not renewed.
-pub const LEASE_TIME: Duration = Duration::from_secs(10);
-/// The holder stops so much earlier: clocks drift, and what it has begun must end.
-const LEASE_MARGIN: Duration = Duration::from_secs(2);
-const HELD_TIME: Duration = LEASE_TIME.saturating_sub(LEASE_MARGIN);
-/// A held lease is renewed this often.
-const RENEW_INTERVAL: Duration = Duration::from_secs(2);
-/// A lease that somebody else holds is asked for this often.
-const ASK_INTERVAL: Duration = Duration::from_millis(500);
-
-const LEASE: &str = include_str!("scripts/lease.lua");
-const UNLEASE: &str = include_str!("scripts/unlease.lua");
 
 #[derive(Debug, Clone, Copy)]
 struct Held {
@@ -79,7 +66,7 @@ impl LeaseKeeper {
     pub fn keep(&mut self, link: &mut Link) -> Result<bool, RedisError> {
         let State { key, owner, held, is_wanted } = &*self.state;
         if !is_wanted.load(Ordering::Acquire) {
-            link.ask(&["EVAL", UNLEASE, "1", key, owner])?;
+            link.ask(&["EVAL", GIVE_BACK, "1", key, owner])?;
             return Ok(false);
         }
         // From before the question: the server's count begins later.
@@ -87,8 +74,8 @@ impl LeaseKeeper {
         if now < self.ask_at {
             return Ok(true);
         }
-        let counter = format!("{key}:token");
-        let reply = link.ask(&["EVAL", LEASE, "2", key, &counter, owner, &LEASE_TIME.as_millis().to_string()])?;
+        let counter = counter_key(key);
+        let reply = link.ask(&["EVAL", TAKE, "2", key, &counter, owner, &LEASE_TIME.as_millis().to_string()])?;
         let token = match &reply {
             Value::Array(items) => match items.as_slice() {
                 [Value::Int(1), Value::Int(token)] => u64::try_from(*token).ok(),
@@ -113,6 +100,6 @@ impl LeaseKeeper {
     /// Gives the lease back, wanted or not.
     pub fn end(self, link: &mut Link) -> Result<(), RedisError> {
         self.state.held.store(None);
-        link.ask(&["EVAL", UNLEASE, "1", &self.state.key, &self.state.owner]).map(|_| ())
+        link.ask(&["EVAL", GIVE_BACK, "1", &self.state.key, &self.state.owner]).map(|_| ())
     }
 }
