@@ -31,6 +31,8 @@ use connection::{Answer, Connection, Problem, Request};
 const CONNECTIONS_MAX: usize = 512;
 /// While more are open than this, each is closed after its answer: idle ones must not keep a look-up out.
 const KEEP_ALIVE_CONNECTIONS_MAX: usize = 128;
+/// Connections without a place that are refused in peace at once; more of them may miss the answer.
+const LINGERING_MAX: usize = 16;
 /// How long accepting rests when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The longest client id, as on the nodes.
@@ -62,6 +64,7 @@ pub struct Office {
 struct Desk {
     office: Office,
     connections: AtomicUsize,
+    lingering: AtomicUsize,
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -94,7 +97,12 @@ impl Drop for Place {
 /// When the listener or the thread cannot be had.
 pub fn start(listener: TcpListener, office: Office) -> io::Result<SocketAddr> {
     let addr = listener.local_addr()?;
-    let desk = Arc::new(Desk { office, connections: AtomicUsize::new(0), refused: Mutex::default() });
+    let desk = Arc::new(Desk {
+        office,
+        connections: AtomicUsize::new(0),
+        lingering: AtomicUsize::new(0),
+        refused: Mutex::default(),
+    });
     std::thread::Builder::new().name("http".to_owned()).spawn(move || accept(&listener, &desk))?;
     Ok(addr)
 }
@@ -123,12 +131,28 @@ fn admit(stream: TcpStream, desk: &Arc<Desk>) {
     let connection = Connection::new(stream);
     let Some(place) = Place::take(desk) else {
         desk.count_refusal("connections");
-        return connection
-            .turn_away(&Problem::new(503, "connections", "too many connections on this port").into_answer());
+        let problem = Problem::new(503, "connections", "too many connections on this port");
+        return turn_away(connection, problem.into_answer(), desk);
     };
     let spawned = std::thread::Builder::new().name("http-conn".to_owned()).spawn(move || serve(connection, &place));
     if spawned.is_err() {
         desk.count_refusal("threads");
+    }
+}
+
+/// Tells a connection that there is no room for it, without waiting: this thread takes all connections.
+fn turn_away(connection: Connection, answer: Answer, desk: &Arc<Desk>) {
+    if desk.lingering.fetch_add(1, Ordering::AcqRel) >= LINGERING_MAX {
+        desk.lingering.fetch_sub(1, Ordering::AcqRel);
+        return connection.turn_away(&answer);
+    }
+    let refusing = Arc::clone(desk);
+    let spawned = std::thread::Builder::new().name("http-refuse".to_owned()).spawn(move || {
+        connection.refuse(&answer);
+        refusing.lingering.fetch_sub(1, Ordering::AcqRel);
+    });
+    if spawned.is_err() {
+        desk.lingering.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
