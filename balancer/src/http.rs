@@ -1,18 +1,22 @@
-//! The port: look-ups for clients and tools, health and numbers for operators, the page. A few threads, each with one
-//! request at a time; none waits for Redis or Kafka but a drain.
+//! The port: look-ups for clients and tools, health and numbers for operators, the page. A small HTTP/1.1 server of its own
+//! on plain threads, one for each connection, because what small servers there are bound neither their connections nor
+//! their requests: one that only promised a long body ended the process. No request waits for Redis or Kafka but a drain.
 
+mod connection;
 mod drain;
 
-use std::collections::VecDeque;
-use std::io::Cursor;
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ring::{NodeId, NodeWeights, Ring, VersionHash};
 use serde::Serialize;
-use tiny_http::{Header, Method, Request, Response, Server};
 use tracing::warn;
+use websocket::handshake::query_pairs;
 
 use crate::metrics;
 use crate::page;
@@ -21,18 +25,22 @@ use crate::publisher::Publisher;
 use crate::store::Store;
 use crate::view::{NodeView, Rebalance, Snapshot, View};
 
-/// Requests that are answered at once.
-const THREADS: usize = 4;
+use connection::{Answer, Connection, Problem, Request};
+
+/// Connections that are served at once.
+const CONNECTIONS_MAX: usize = 512;
+/// While more are open than this, each is closed after its answer: idle ones must not keep a look-up out.
+const KEEP_ALIVE_CONNECTIONS_MAX: usize = 128;
+/// Connections without a place that are refused in peace at once; more of them may miss the answer.
+const LINGERING_MAX: usize = 16;
+/// How long accepting rests when the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The longest client id, as on the nodes.
 const CLIENT_ID_BYTES_MAX: usize = 128;
 /// Nodes that are tried for one look-up: when the owner and so many others have no address, there is little to hope for.
 const OWNERS_TRIED_MAX: usize = 16;
-/// How often the ring is asked for before the page has one.
-const RETRY_AFTER: &str = "1";
 
 pub use drain::DRAIN_WINDOW_MS_MAX;
-
-type Answer = Response<Cursor<Vec<u8>>>;
 
 /// What every request may need.
 pub struct Office {
@@ -52,96 +60,160 @@ pub struct Office {
     pub drain_disconnects_max: u64,
 }
 
-/// Why a request does not get what it asks for.
-struct Problem {
-    status: u16,
-    code: &'static str,
-    reason: String,
+/// What the connections' threads share.
+struct Desk {
+    office: Office,
+    connections: AtomicUsize,
+    lingering: AtomicUsize,
+    refused: Mutex<BTreeMap<&'static str, u64>>,
 }
 
-impl Problem {
-    fn new(status: u16, code: &'static str, reason: impl Into<String>) -> Self {
-        Self { status, code, reason: reason.into() }
+impl Desk {
+    fn count_refusal(&self, cause: &'static str) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(cause).or_insert(0) += 1;
+    }
+}
+
+/// One of a limited number of connections, given back when it goes.
+struct Place(Arc<Desk>);
+
+impl Place {
+    fn take(desk: &Arc<Desk>) -> Option<Self> {
+        let one_more = |open: usize| (open < CONNECTIONS_MAX).then_some(open + 1);
+        let taken = desk.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
+        taken.ok().map(|_| Self(Arc::clone(desk)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 /// Serves on `listener` from threads of its own and returns where.
 ///
 /// # Errors
-/// When the listener or a thread cannot be had.
-pub fn start(listener: std::net::TcpListener, office: Office) -> anyhow::Result<SocketAddr> {
+/// When the listener or the thread cannot be had.
+pub fn start(listener: TcpListener, office: Office) -> io::Result<SocketAddr> {
     let addr = listener.local_addr()?;
-    let server = Server::from_listener(listener, None).map_err(|error| anyhow::anyhow!("{error}"))?;
-    let (server, office) = (Arc::new(server), Arc::new(office));
-    for number in 0..THREADS {
-        let (server, office) = (Arc::clone(&server), Arc::clone(&office));
-        std::thread::Builder::new().name(format!("http-{number}")).spawn(move || {
-            loop {
-                match server.recv() {
-                    Ok(request) => serve(&office, request),
-                    Err(error) => {
-                        warn!(%error, "a connection cannot be accepted");
-                        std::thread::sleep(Duration::from_millis(100));
-                    }
-                }
-            }
-        })?;
-    }
+    let desk = Arc::new(Desk {
+        office,
+        connections: AtomicUsize::new(0),
+        lingering: AtomicUsize::new(0),
+        refused: Mutex::default(),
+    });
+    std::thread::Builder::new().name("http".to_owned()).spawn(move || accept(&listener, &desk))?;
     Ok(addr)
 }
 
-#[derive(Serialize)]
-struct Failure<'a> {
-    error: FailureBody<'a>,
+fn accept(listener: &TcpListener, desk: &Arc<Desk>) {
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => admit(stream, desk),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                desk.count_refusal("descriptors");
+                warn!(%error, "a connection cannot be accepted: raise the limit of open files (ulimit -n, LimitNOFILE=)");
+                std::thread::sleep(ACCEPT_PAUSE);
+            }
+        }
+    }
 }
 
-#[derive(Serialize)]
-struct FailureBody<'a> {
-    code: &'a str,
-    reason: &'a str,
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }
 
-fn serve(office: &Office, mut request: Request) {
-    let answer = route(office, &mut request).unwrap_or_else(|Problem { status, code, reason }| {
-        let answer = json(status, &Failure { error: FailureBody { code, reason: &reason } });
-        if status == 503 { answer.with_header(header("Retry-After", RETRY_AFTER)) } else { answer }
+/// Gives a connection a thread, or tells it that there is none left.
+fn admit(stream: TcpStream, desk: &Arc<Desk>) {
+    let connection = Connection::new(stream);
+    let Some(place) = Place::take(desk) else {
+        desk.count_refusal("connections");
+        let problem = Problem::new(503, "connections", "too many connections on this port");
+        return turn_away(connection, problem.into_answer(), desk);
+    };
+    let spawned = std::thread::Builder::new().name("http-conn".to_owned()).spawn(move || serve(connection, &place));
+    if spawned.is_err() {
+        desk.count_refusal("threads");
+    }
+}
+
+/// Tells a connection that there is no room for it, without waiting: this thread takes all connections.
+fn turn_away(connection: Connection, answer: Answer, desk: &Arc<Desk>) {
+    if desk.lingering.fetch_add(1, Ordering::AcqRel) >= LINGERING_MAX {
+        desk.lingering.fetch_sub(1, Ordering::AcqRel);
+        return connection.turn_away(&answer);
+    }
+    let refusing = Arc::clone(desk);
+    let spawned = std::thread::Builder::new().name("http-refuse".to_owned()).spawn(move || {
+        connection.refuse(&answer);
+        refusing.lingering.fetch_sub(1, Ordering::AcqRel);
     });
-    // A client that has gone needs no answer.
-    let _ = request.respond(answer);
+    if spawned.is_err() {
+        desk.lingering.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
-fn route(office: &Office, request: &mut Request) -> Result<Answer, Problem> {
-    let url = request.url().to_owned();
-    let (path, query) = url.split_once('?').unwrap_or((&url, ""));
-    let is_read = matches!(request.method(), Method::Get | Method::Head);
-    let drained = path.strip_prefix("/api/v1/nodes/").and_then(|rest| rest.strip_suffix("/drain"));
+fn serve(mut connection: Connection, Place(desk): &Place) {
+    loop {
+        let request = match connection.next_request() {
+            Ok(Some(request)) => request,
+            Ok(None) => return,
+            Err(problem) => {
+                desk.count_refusal(problem.code);
+                return connection.refuse(&problem.into_answer());
+            }
+        };
+        let answer = route(desk, &request).unwrap_or_else(|problem| {
+            desk.count_refusal(problem.code);
+            problem.into_answer()
+        });
+        let stays = request.keeps_alive && desk.connections.load(Ordering::Relaxed) <= KEEP_ALIVE_CONNECTIONS_MAX;
+        if !connection.answer(&request, &answer, stays) || !stays {
+            return;
+        }
+    }
+}
+
+fn route(desk: &Desk, request: &Request) -> Result<Answer, Problem> {
+    let office = &desk.office;
+    let drained = request.path.strip_prefix("/api/v1/nodes/").and_then(|rest| rest.strip_suffix("/drain"));
     if let Some(node) = drained {
-        if *request.method() != Method::Post {
+        if request.method != "POST" {
             return Err(Problem::new(405, "method", "drain with POST"));
         }
         return drain::order(office, request, node);
     }
     let snapshot = office.view.snapshot();
-    match path {
-        _ if !is_read => Err(Problem::new(405, "method", "only GET here")),
-        "/livez" => Ok(text(200, "text/plain; charset=utf-8", "ok\n")),
+    match &*request.path {
+        _ if !matches!(&*request.method, "GET" | "HEAD") => Err(Problem::new(405, "method", "only GET here")),
+        "/livez" => Ok(Answer::text(200, "text/plain; charset=utf-8", "ok\n")),
         "/readyz" => readyz(office, &snapshot),
         "/healthz" => Ok(healthz(office, &snapshot)),
         "/metrics" => {
             let failures = office.answers.as_ref().map_or(0, |answers| answers.failures());
-            let body = metrics::text(&office.view, office.publisher.progress(), failures);
-            Ok(text(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", &body))
+            let refused = desk.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let body = metrics::text(&office.view, office.publisher.progress(), failures, &refused);
+            Ok(Answer::text(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", body))
         }
-        "/api/v1/resolve" => resolve(office, &snapshot, query),
-        "/api/v1/connect" => connect(office, &snapshot, query),
+        "/api/v1/resolve" => resolve(office, &snapshot, &request.query),
+        "/api/v1/connect" => connect(office, &snapshot, &request.query),
         "/api/v1/nodes" => Ok(nodes(office, &snapshot)),
         "/api/v1/ring" => Ok(ring_view(office, &snapshot)),
-        _ => page::file(path)
-            .map(|file| {
-                let answer = text(200, file.content_type, file.body);
-                file.headers().into_iter().fold(answer, |answer, (name, value)| answer.with_header(header(name, value)))
+        path => page::file(path)
+            .map(|file| Answer {
+                status: 200,
+                headers: file.headers().into_iter().map(|(name, value)| (name, value.into())).collect(),
+                body: file.body.into(),
             })
-            .ok_or_else(|| Problem::new(404, "not_found", "there is nothing here")),
+            .ok_or_else(|| {
+                let paths =
+                    "/livez /readyz /healthz /metrics /api/v1/resolve /api/v1/connect /api/v1/nodes /api/v1/ring";
+                let drain = "POST /api/v1/nodes/<id>/drain";
+                Problem::new(404, "not_found", format!("nothing here; there is the page at /, GET {paths}, {drain}"))
+            }),
     }
 }
 
@@ -152,7 +224,7 @@ fn readyz(office: &Office, snapshot: &Snapshot) -> Result<Answer, Problem> {
     if office.view.ring.load().is_none() {
         return Err(Problem::new(503, "no_ring", "there is no ring yet: no node has reported"));
     }
-    Ok(text(200, "text/plain; charset=utf-8", "ready\n"))
+    Ok(Answer::text(200, "text/plain; charset=utf-8", "ready\n"))
 }
 
 fn healthz(office: &Office, snapshot: &Snapshot) -> Answer {
@@ -170,7 +242,7 @@ fn healthz(office: &Office, snapshot: &Snapshot) -> Answer {
     }
     let ring = office.view.ring.load();
     let is_well = snapshot.is_fresh() && ring.is_some();
-    json(
+    Answer::json(
         200,
         &Health {
             status: if is_well { "ok" } else { "degraded" },
@@ -197,7 +269,7 @@ fn nodes(office: &Office, snapshot: &Snapshot) -> Answer {
         is_fresh: bool,
         nodes: &'a [NodeView],
     }
-    json(
+    Answer::json(
         200,
         &Nodes {
             ts: snapshot.redis_ms,
@@ -223,7 +295,7 @@ fn ring_view(office: &Office, snapshot: &Snapshot) -> Answer {
     }
     let ring = office.view.ring.load();
     let ring = ring.as_deref();
-    json(
+    Answer::json(
         200,
         &RingView {
             is_initialized: ring.is_some(),
@@ -247,7 +319,7 @@ struct Home {
 
 /// Finds the owner of a client, or who comes after it while it is silent.
 fn home(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Home, Problem> {
-    let client = parameter(query, "clientId").ok_or_else(|| Problem::new(400, "client_id", "clientId is missing"))?;
+    let client = client_id(query)?;
     if client.is_empty() || client.len() > CLIENT_ID_BYTES_MAX || client.chars().any(char::is_control) {
         let reason = format!("clientId must be 1 to {CLIENT_ID_BYTES_MAX} bytes without control characters");
         return Err(Problem::new(400, "client_id", reason));
@@ -262,16 +334,18 @@ fn home(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Home, Probl
 }
 
 fn resolve(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Answer, Problem> {
-    Ok(json(200, &home(office, snapshot, query)?))
+    Ok(Answer::json(200, &home(office, snapshot, query)?))
 }
 
 fn connect(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Answer, Problem> {
     let home = home(office, snapshot, query)?;
     let separator = if home.ws_url.contains('?') { '&' } else { '?' };
     let location = format!("{}{separator}{query}", home.ws_url);
-    let location = Header::from_bytes("Location", location)
-        .map_err(|()| Problem::new(400, "client_id", "the query cannot stand in a header"))?;
-    Ok(text(307, "text/plain; charset=utf-8", "").with_header(location))
+    // A request line may have bytes beyond ASCII, a node's address anything: neither may begin a header of its own.
+    if !location.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Problem::new(400, "client_id", "the query cannot stand in a header"));
+    }
+    Ok(Answer::text(307, "text/plain; charset=utf-8", "").with_header("Location", location))
 }
 
 /// Nodes tell where they are reached; where on them is part of the protocol.
@@ -284,43 +358,17 @@ fn with_path(url: &str) -> String {
     }
 }
 
-/// The value of one parameter, decoded.
-fn parameter(query: &str, name: &str) -> Option<String> {
-    let raw = query.split('&').find_map(|pair| {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (key == name).then_some(value)
-    })?;
-    let mut bytes = Vec::with_capacity(raw.len());
-    let mut rest = raw.bytes();
-    while let Some(byte) = rest.next() {
-        match byte {
-            b'+' => bytes.push(b' '),
-            b'%' => {
-                let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-                let (high, low) = (digit(rest.next())?, digit(rest.next())?);
-                bytes.push(u8::try_from(high * 16 + low).ok()?);
-            }
-            other => bytes.push(other),
+/// The client that a query asks for, decoded as on the nodes.
+fn client_id(query: &str) -> Result<Cow<'_, str>, Problem> {
+    let mut found = None;
+    for pair in query_pairs(query) {
+        let (name, value) = pair.map_err(|error| Problem::new(400, "client_id", error.to_string()))?;
+        // Whoever asks here and whoever connects there must mean the same one.
+        if name == "clientId" && found.replace(value).is_some() {
+            return Err(Problem::new(400, "client_id", "clientId is there twice"));
         }
     }
-    String::from_utf8(bytes).ok()
-}
-
-fn json(status: u16, value: &impl Serialize) -> Answer {
-    let mut body = sonic_rs::to_string(value).unwrap_or_else(|_| "{}".to_owned());
-    body.push('\n');
-    text(status, "application/json", &body)
-}
-
-fn text(status: u16, content_type: &str, body: &str) -> Answer {
-    Response::from_string(body)
-        .with_status_code(status)
-        .with_header(header("Content-Type", content_type))
-        .with_header(header("Cache-Control", "no-store"))
-}
-
-fn header(name: &str, value: &str) -> Header {
-    Header::from_bytes(name, value).expect("names and values here are plain ASCII")
+    found.ok_or_else(|| Problem::new(400, "client_id", "clientId is missing"))
 }
 
 #[cfg(test)]
@@ -328,20 +376,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_decoded_as_on_the_nodes() {
+    fn client_ids_are_decoded_as_on_the_nodes_and_must_come_once() {
         for (query, expected) in [
             ("clientId=alice", Some("alice")),
             ("a=b&clientId=a%20b%2Fc&x", Some("a b/c")),
             ("clientId=a+b", Some("a b")),
             ("clientId=%C3%A9", Some("é")),
+            ("client%49d=a", Some("a")),
             ("clientId", Some("")),
             ("clientId=%zz", None),
             ("clientId=%f", None),
             ("clientId=%ff", None),
             ("clientid=x", None),
+            ("clientId=a&clientId=a", None),
+            ("clientId=a&client%49d=b", None),
             ("", None),
         ] {
-            assert_eq!(parameter(query, "clientId").as_deref(), expected, "{query}");
+            assert_eq!(client_id(query).ok().as_deref(), expected, "{query}");
         }
     }
 

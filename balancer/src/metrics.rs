@@ -1,5 +1,6 @@
 //! Numbers for Prometheus, made from the latest snapshot when they are asked for.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -67,7 +68,12 @@ fn count_forwarded(registry: &mut Registry, view: &View) {
 }
 
 /// The whole page of numbers.
-pub fn text(view: &View, progress: &Progress, prometheus_failures: u64) -> String {
+pub fn text(
+    view: &View,
+    progress: &Progress,
+    prometheus_failures: u64,
+    requests_refused: &BTreeMap<&'static str, u64>,
+) -> String {
     let (snapshot, counters) = (view.snapshot(), &view.counters);
     let ring = view.ring.load();
     let mut registry = Registry::default();
@@ -112,6 +118,11 @@ pub fn text(view: &View, progress: &Progress, prometheus_failures: u64) -> Strin
         refused.get_or_create(&CauseLabel { cause }).inc_by(count);
     }
     registry.register("rtc_lb_refused_heartbeats", "Heartbeats that did not count, by cause", refused);
+    let refused = Family::<CauseLabel, Counter>::default();
+    for (&cause, &count) in requests_refused {
+        refused.get_or_create(&CauseLabel { cause }).inc_by(count);
+    }
+    registry.register("rtc_lb_http_refused", "Requests and connections refused on this port, by cause", refused);
     for (name, help, value) in [
         ("rtc_lb_weight_recalculations", "Rings published", of(&counters.recalculations)),
         ("rtc_lb_decisions", "Decisions made", of(&counters.decisions)),

@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use ring::{NodeId, RingVersion, Weight};
 use rtc_balancer::store::{Lease, Published, Store};
 use rustix::process::Signal;
 use sonic_rs::JsonValueTrait as _;
-use support::{Balancer, Fleet, Process, RedisServer, eventually, get, post};
+use support::{Balancer, Fleet, Process, RedisServer, eventually, get, post, try_get, try_request};
 
 const JSON: &str = "Content-Type: application/json\r\n";
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(6);
@@ -335,6 +336,36 @@ fn with_redis_away_look_ups_go_on() {
     eventually("it goes on", || (get(balancer.listen, "/readyz").status == 200).then_some(()));
     // The beats that were missing are no reason to take a node out.
     assert_eq!(balancer.ring().1, ["a", "b", "c"]);
+}
+
+#[test]
+fn requests_that_promise_more_than_they_bring_hold_nobody_up() {
+    let Some(redis) = RedisServer::start("requests_that_promise_more_than_they_bring_hold_nobody_up") else { return };
+    let balancer = Balancer::start("b1", &redis, None, &[]);
+    for promised in [u64::MAX, u64::MAX / 2, 1 << 40, 4097] {
+        let request = format!("GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: {promised}\r\n\r\n");
+        assert_eq!(try_request(balancer.listen, &request).unwrap().status, 413, "{promised}");
+        assert_eq!(get(balancer.listen, "/livez").status, 200, "after {promised}");
+    }
+
+    let held = |text: &str| {
+        let mut stream = TcpStream::connect(balancer.listen).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream
+    };
+    let slow: Vec<_> =
+        (0..64).map(|_| held("POST /api/v1/nodes/a/drain HTTP/1.1\r\nContent-Length: 100\r\n\r\n")).collect();
+    assert_eq!(get(balancer.listen, "/livez").status, 200);
+
+    // More than there is room for: whoever comes now is told so at once.
+    let many: Vec<_> = (0..600).map(|_| held("G")).collect();
+    let refused = eventually("it is full", || try_get(balancer.listen, "/livez").filter(|answer| answer.status == 503));
+    assert!(refused.head.contains("\r\nRetry-After: 1\r\n"), "{refused:?}");
+    drop((slow, many));
+    eventually("there is room again", || try_get(balancer.listen, "/livez").filter(|answer| answer.status == 200));
+    let metrics = get(balancer.listen, "/metrics").body;
+    assert!(metrics.contains("rtc_lb_http_refused_total{cause=\"body\"} 4\n"), "{metrics}");
+    assert!(metrics.contains("rtc_lb_http_refused_total{cause=\"connections\"}"), "{metrics}");
 }
 
 /// Set where this test has started itself, to be killed.

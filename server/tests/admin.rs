@@ -5,9 +5,13 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use sonic_rs::{JsonContainerTrait as _, JsonValueTrait as _, Value};
-use support::{Answer, Client, Server, eventually, get, post, request};
+use support::{Answer, Client, PATIENCE, Server, eventually, get, post, request};
+
+/// After which the port closes a connection that says nothing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[track_caller]
 fn publish(server: &Server, body: &str) -> Answer {
@@ -245,9 +249,19 @@ fn connections_past_the_limit_are_told_so_and_hinder_nobody_for_long() {
     // Those above are taken in before this one.
     let refused = get(server.admin, "/livez");
     assert_eq!((refused.status, error_code(&refused).as_str()), (503, "connections"));
+    // However many come and say nothing, none is waited for: one after the other these would take minutes.
+    let begun = Instant::now();
+    let silent: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(server.admin).unwrap()).collect();
+    for mut stream in silent {
+        let mut text = String::new();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.1 503 "), "{text:?}");
+    }
+    assert!(begun.elapsed() < IDLE_TIMEOUT, "{:?}", begun.elapsed());
     drop(idle);
     eventually("there is room again", || get(server.admin, "/livez").status == 200);
-    assert!(metric(&server, "rtc_admin_refused_total{cause=\"connections\"}") >= 1.0);
+    assert!(metric(&server, "rtc_admin_refused_total{cause=\"connections\"}") >= 201.0);
 }
 
 #[test]

@@ -85,6 +85,8 @@ fn requests_that_are_none_are_refused_by_status() {
         ("a long id", id(&"x".repeat(129)), 400, "client_id"),
         ("an id that is not UTF-8", id("%ff"), 400, "client_id"),
         ("a resume offset that is no number", id("a&resumeOffset=x"), 400, "client_id"),
+        ("an id there twice", id("a&clientId=b"), 400, "client_id"),
+        ("a parameter there twice, once escaped", id("a&acks=1&%61cks=1"), 400, "client_id"),
         ("another site's page", upgrade("/ws/connect", "Origin: https://evil.example\r\n"), 403, "origin"),
     ] {
         let metric = format!("rtc_socket_refused_total{{cause=\"{cause}\"}}");

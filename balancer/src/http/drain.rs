@@ -1,21 +1,17 @@
 //! The one request that changes something: a node is to leave the ring, and to send its clients elsewhere at a pace that
 //! the others can take.
 
-use std::io::Read as _;
 use std::sync::PoisonError;
 
 use ring::control::{DrainRequest, WHOLE_MAX};
 use ring::{NodeId, nesting};
 use serde::Deserialize;
-use tiny_http::Request;
 use tracing::info;
 
-use super::{Answer, Office, Problem, json};
+use super::{Answer, Office, Problem, Request};
 use crate::publisher::{DRAIN_TOPIC, Outgoing};
 use crate::view::NodeView;
 
-/// The longest body of a drain.
-const BODY_BYTES_MAX: u64 = 4096;
 /// The deepest nesting of a drain's body.
 const BODY_DEPTH_MAX: usize = 4;
 /// The longest window of a drain, in ms: no node takes a longer one.
@@ -30,23 +26,20 @@ struct Body {
 }
 
 /// Has a node leave the ring and send its clients elsewhere.
-pub(super) fn order(office: &Office, request: &mut Request, node: &str) -> Result<Answer, Problem> {
-    let is_json = request.headers().iter().any(|header| {
-        header.field.equiv("Content-Type") && header.value.as_str().trim().starts_with("application/json")
-    });
+pub(super) fn order(office: &Office, request: &Request, node: &str) -> Result<Answer, Problem> {
+    let is_json = request.content_type.as_ref().is_some_and(|media_type| media_type.starts_with("application/json"));
     // Keeps forms of other sites' pages out: they cannot send this type.
     if !is_json {
         return Err(Problem::new(415, "content_type", "send Content-Type: application/json"));
     }
-    let mut body = Vec::new();
-    let read = request.as_reader().take(BODY_BYTES_MAX + 1).read_to_end(&mut body);
-    if read.is_err() || body.len() as u64 > BODY_BYTES_MAX || nesting::depth(&body) > BODY_DEPTH_MAX {
-        return Err(Problem::new(413, "body", format!("the body must be at most {BODY_BYTES_MAX} bytes")));
+    let body = &*request.body;
+    if nesting::depth(body) > BODY_DEPTH_MAX {
+        return Err(Problem::new(413, "body", format!("the body is nested over {BODY_DEPTH_MAX} levels")));
     }
     let body: Body = if body.trim_ascii().is_empty() {
         Body::default()
     } else {
-        sonic_rs::from_slice(&body).map_err(|_| {
+        sonic_rs::from_slice(body).map_err(|_| {
             Problem::new(400, "body", "give {\"windowMs\":…,\"maxDisconnects\":…,\"reason\":…}, each optional")
         })?
     };
@@ -79,5 +72,5 @@ pub(super) fn order(office: &Office, request: &mut Request, node: &str) -> Resul
     }
     let (deadline, disconnects_max) = (drain.deadline, drain.max_disconnects);
     info!(%node, deadline, disconnects_max, reason = drain.reason, "drain asked for");
-    Ok(json(202, &drain))
+    Ok(Answer::json(202, &drain))
 }

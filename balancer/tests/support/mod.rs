@@ -94,7 +94,8 @@ pub fn try_get(addr: SocketAddr, path: &str) -> Option<Answer> {
     try_request(addr, &format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")).ok()
 }
 
-fn try_request(addr: SocketAddr, text: &str) -> io::Result<Answer> {
+/// The answer to a request that is written out.
+pub fn try_request(addr: SocketAddr, text: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(text.as_bytes())?;

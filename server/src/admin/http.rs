@@ -202,6 +202,15 @@ impl Connection {
         }
     }
 
+    /// The same by whoever must not wait: a peer that has not sent its request yet may miss the answer.
+    pub fn turn_away(mut self, response: &Response) {
+        if self.stream.set_nonblocking(true).is_err() || !self.write(response, false, false) {
+            return;
+        }
+        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.stream.read(&mut [0; READ_BYTES]);
+    }
+
     fn write(&mut self, response: &Response, stays: bool, is_head: bool) -> bool {
         let mut headers = vec![("Content-Type", response.content_type), ("Cache-Control", "no-store")];
         headers.extend(response.headers.iter().map(|(name, value)| (*name, value.as_ref())));

@@ -28,13 +28,15 @@ use std::time::{Duration, SystemTime};
 
 use crate::node::Handle;
 
-use http::{Connection, Problem};
+use http::{Connection, Problem, Response};
 use idempotency::Remembered;
 
 /// Connections that are served at once.
 const CONNECTIONS_MAX: usize = 128;
 /// While more are open than this, each is closed after its answer: an idle publisher must not keep a health check out.
 const KEEP_ALIVE_CONNECTIONS_MAX: usize = 64;
+/// Connections without a place that are refused in peace at once; more of them may miss the answer.
+const LINGERING_MAX: usize = 16;
 /// How long accepting rests when the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -66,6 +68,7 @@ struct Office {
     started: SystemTime,
     remembered: Mutex<Remembered>,
     connections: AtomicUsize,
+    lingering: AtomicUsize,
     busy: AtomicUsize,
     publishers: AtomicUsize,
     tally: Tally,
@@ -101,6 +104,7 @@ impl Admin {
             settings,
             remembered: Mutex::default(),
             connections: AtomicUsize::new(0),
+            lingering: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
             publishers: AtomicUsize::new(0),
             tally: Tally::default(),
@@ -149,11 +153,27 @@ fn admit(stream: TcpStream, office: &Arc<Office>) {
         let problem = Problem::new(503, "connections", "too many connections on this port");
         office.tally.count_refusal(problem.code);
         office.tally.count_response(problem.status);
-        return connection.refuse(&problem.into_response());
+        return turn_away(connection, problem.into_response(), office);
     };
     let spawned = std::thread::Builder::new().name("admin-conn".to_owned()).spawn(move || serve(connection, &place));
     if spawned.is_err() {
         office.tally.count_refusal("threads");
+    }
+}
+
+/// Tells a connection that there is no room for it, without waiting: this thread takes all connections.
+fn turn_away(connection: Connection, response: Response, office: &Arc<Office>) {
+    if office.lingering.fetch_add(1, Ordering::AcqRel) >= LINGERING_MAX {
+        office.lingering.fetch_sub(1, Ordering::AcqRel);
+        return connection.turn_away(&response);
+    }
+    let refusing = Arc::clone(office);
+    let spawned = std::thread::Builder::new().name("admin-refuse".to_owned()).spawn(move || {
+        connection.refuse(&response);
+        refusing.lingering.fetch_sub(1, Ordering::AcqRel);
+    });
+    if spawned.is_err() {
+        office.lingering.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

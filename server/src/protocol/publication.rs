@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use sonic_rs::LazyValue;
 
-use super::request::{Fields, malformed, parse_message, present};
+use super::request::{Fields, UNREADABLE, malformed, parse_message, present};
 use super::{ClientId, ErrorCode, Outgoing, Refusal, json};
 
 /// Who a message is from when its publisher does not say.
@@ -75,13 +75,13 @@ pub fn parse_publications(
 fn parse_item<'a>(item: &LazyValue<'a>, payload_bytes_max: usize) -> Result<Publication<'a>, Refusal<'a>> {
     match item.as_raw_cow() {
         Cow::Borrowed(text) => parse_publication(text, payload_bytes_max),
-        Cow::Owned(_) => Err(malformed("not a JSON object of this protocol")),
+        Cow::Owned(_) => Err(malformed(UNREADABLE)),
     }
 }
 
 fn parse_publication(text: &str, payload_bytes_max: usize) -> Result<Publication<'_>, Refusal<'_>> {
     let Ok(fields) = sonic_rs::from_str::<PublicationFields<'_>>(text) else {
-        return Err(malformed("not a JSON object of this protocol"));
+        return Err(malformed(UNREADABLE));
     };
     if json::has_lone_surrogate(text) {
         return Err(Refusal { msg_id: fields.msg_id, ..malformed("lone surrogate in a string") });

@@ -13,6 +13,10 @@ use super::{ClientId, ErrorCode};
 /// The longest `msgId`, in bytes of UTF-8.
 pub const MSG_ID_BYTES_MAX: usize = 128;
 
+/// What is said of a text that cannot be read as far as its `msgId`.
+pub(super) const UNREADABLE: &str =
+    "not a JSON object, or a field of this protocol is there twice or has the wrong type";
+
 /// A client's message, understood.
 #[derive(Debug, PartialEq)]
 pub enum ClientRequest<'a> {
@@ -117,7 +121,7 @@ pub fn parse(text: &str, payload_bytes_max: usize) -> Result<ClientRequest<'_>, 
         Some(fields) => fields,
         None if json::is_too_deep(text) => return Err(malformed("nested too deep")),
         None => {
-            let fields = plain_fields(text).ok_or_else(|| malformed("not a JSON object of this protocol"))?;
+            let fields = plain_fields(text).ok_or_else(|| malformed(UNREADABLE))?;
             if json::has_lone_surrogate(text) {
                 return Err(Refusal { msg_id: fields.msg_id, ..malformed("lone surrogate in a string") });
             }

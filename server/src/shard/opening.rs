@@ -11,6 +11,8 @@ use crate::protocol::{ClientId, SUBPROTOCOL};
 
 use super::session::Wishes;
 
+/// What a login may say of itself, each once: whoever let a request in by one value must not see another one used.
+const PARAMETERS: [&str; 4] = ["clientId", "resumeOffset", "acks", "recvAck"];
 /// How long a refused client should wait, in seconds, for the Retry-After header.
 const RETRY_AFTER: &str = "2";
 
@@ -150,8 +152,13 @@ pub fn open(request: &Request<'_>, rules: &OpeningRules, out: &mut Vec<u8>) -> R
 fn login(request: &Request<'_>, upgrade: &Upgrade<'_>) -> Result<Login, Refusal> {
     let mut client_id = None;
     let mut wishes = Wishes::default();
+    let mut seen = [false; PARAMETERS.len()];
     for pair in request.query_pairs() {
         let (name, value) = pair.map_err(Refusal::Query)?;
+        let position = PARAMETERS.iter().position(|parameter| *parameter == name);
+        if position.and_then(|position| seen.get_mut(position)).is_some_and(|seen| std::mem::replace(seen, true)) {
+            return Err(Refusal::Parameter("a parameter is there twice"));
+        }
         match &*name {
             "clientId" => {
                 let id = ClientId::try_from(&*value)

@@ -1,0 +1,310 @@
+//! HTTP/1.1 as far as look-ups and operators' tools need it: one request after the other on a connection, bodies of known
+//! length, every wait and every size bounded. It knows nothing of what is asked.
+
+use std::borrow::Cow;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use websocket::handshake::{Request as Head, encode_response};
+
+/// Bytes of a request's line and headers.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of a body: only a drain has one, and a small one.
+const BODY_BYTES_MAX: usize = 4096;
+/// How long a whole request may take to arrive, from its first byte.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may stay silent between requests.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a peer may take to read some of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is still read of a refused request, so that its sender gets to read the answer.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
+/// For how long.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// What is read at a time.
+const READ_BYTES: usize = 4096;
+/// When a client that found no room, or no ring yet, is to ask again, in seconds.
+const RETRY_AFTER: &str = "1";
+
+/// A request with its body.
+pub(super) struct Request {
+    pub method: String,
+    pub path: String,
+    pub query: String,
+    pub content_type: Option<String>,
+    pub body: Vec<u8>,
+    pub keeps_alive: bool,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub status: u16,
+    pub headers: Vec<(&'static str, Cow<'static, str>)>,
+    pub body: Cow<'static, str>,
+}
+
+impl Answer {
+    /// An answer of this media type that nobody is to keep.
+    pub fn text(status: u16, content_type: &'static str, body: impl Into<Cow<'static, str>>) -> Self {
+        let headers = vec![("Content-Type", content_type.into()), ("Cache-Control", "no-store".into())];
+        Self { status, headers, body: body.into() }
+    }
+
+    /// An answer in JSON.
+    pub fn json(status: u16, value: &impl Serialize) -> Self {
+        let mut body = sonic_rs::to_string(value).unwrap_or_else(|_| "{}".to_owned());
+        body.push('\n');
+        Self::text(status, "application/json", body)
+    }
+
+    /// The same with one more header.
+    pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+/// Why a request does not get what it asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    pub status: u16,
+    /// A stable word; also the cause under which it is counted.
+    pub code: &'static str,
+    pub reason: Cow<'static, str>,
+}
+
+impl Problem {
+    pub fn new(status: u16, code: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, code, reason: reason.into() }
+    }
+
+    pub fn into_answer(self) -> Answer {
+        #[derive(Serialize)]
+        struct Failure<'a> {
+            error: Error<'a>,
+        }
+        #[derive(Serialize)]
+        struct Error<'a> {
+            code: &'a str,
+            reason: &'a str,
+        }
+        let answer = Answer::json(self.status, &Failure { error: Error { code: self.code, reason: &self.reason } });
+        if self.status == 503 { answer.with_header("Retry-After", RETRY_AFTER) } else { answer }
+    }
+}
+
+/// A connection of whoever asks.
+pub(super) struct Connection {
+    stream: TcpStream,
+    // What has been read and not been used: the beginning of the next request.
+    input: Vec<u8>,
+}
+
+/// What a head says of the body behind it.
+#[derive(Debug, PartialEq, Eq)]
+struct Framing {
+    body_bytes: usize,
+    expects_continue: bool,
+}
+
+impl Connection {
+    pub fn new(stream: TcpStream) -> Self {
+        // Without these an answer is only later, or a wait longer.
+        let _ = stream.set_nodelay(true);
+        let _ = stream.set_write_timeout(Some(WRITE_TIMEOUT));
+        Self { stream, input: Vec::new() }
+    }
+
+    /// The next request; none when the peer has gone, or has been silent for too long.
+    pub fn next_request(&mut self) -> Result<Option<Request>, Problem> {
+        if self.input.is_empty() && !self.read_some(Instant::now() + IDLE_TIMEOUT).unwrap_or(false) {
+            return Ok(None);
+        }
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let (mut request, framing, head_bytes) = loop {
+            if let Some(parsed) = parse_head(&self.input)? {
+                break parsed;
+            }
+            if self.input.len() > HEAD_BYTES_MAX {
+                let reason = format!("request line and headers are longer than {HEAD_BYTES_MAX} bytes");
+                return Err(Problem::new(431, "head_too_long", reason));
+            }
+            if !self.read_in_time(deadline)? {
+                return Ok(None);
+            }
+        };
+        self.input.drain(..head_bytes);
+        if framing.expects_continue && self.input.is_empty() && framing.body_bytes > 0 {
+            let _ = self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        while self.input.len() < framing.body_bytes {
+            if !self.read_in_time(deadline)? {
+                return Ok(None);
+            }
+        }
+        let rest = self.input.split_off(framing.body_bytes);
+        request.body = std::mem::replace(&mut self.input, rest);
+        Ok(Some(request))
+    }
+
+    fn read_in_time(&mut self, deadline: Instant) -> Result<bool, Problem> {
+        self.read_some(deadline).map_err(|_| Problem::new(408, "request_timeout", "the request did not arrive in time"))
+    }
+
+    /// Reads what there is; false at the end, or when the socket has failed.
+    fn read_some(&mut self, deadline: Instant) -> Result<bool, TimedOut> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(TimedOut);
+            }
+            if self.stream.set_read_timeout(Some(left)).is_err() {
+                return Ok(false);
+            }
+            let mut bytes = [0; READ_BYTES];
+            match self.stream.read(&mut bytes) {
+                Ok(count) => {
+                    self.input.extend_from_slice(bytes.get(..count).unwrap_or_default());
+                    return Ok(count > 0);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                Err(_) => return Ok(false),
+            }
+        }
+    }
+
+    /// Writes an answer; false when the connection is of no more use.
+    pub fn answer(&mut self, request: &Request, answer: &Answer, stays: bool) -> bool {
+        self.write(answer, stays, request.method == "HEAD")
+    }
+
+    /// Writes an answer to a request that was not read to its end, and ends the connection.
+    pub fn refuse(mut self, answer: &Answer) {
+        if !self.write(answer, false, false) || self.stream.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        // Closing with unread bytes would take the answer back.
+        let deadline = Instant::now() + LINGER_TIMEOUT;
+        let mut lingered = 0;
+        while lingered < LINGER_BYTES_MAX && matches!(self.read_some(deadline), Ok(true)) {
+            lingered += self.input.len();
+            self.input.clear();
+        }
+    }
+
+    /// The same by whoever must not wait: a peer that has not sent its request yet may miss the answer.
+    pub fn turn_away(mut self, answer: &Answer) {
+        if self.stream.set_nonblocking(true).is_err() || !self.write(answer, false, false) {
+            return;
+        }
+        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.stream.read(&mut [0; READ_BYTES]);
+    }
+
+    fn write(&mut self, answer: &Answer, stays: bool, is_head: bool) -> bool {
+        let mut headers: Vec<(&str, &str)> =
+            answer.headers.iter().map(|(name, value)| (*name, value.as_ref())).collect();
+        headers.push(("Connection", if stays { "keep-alive" } else { "close" }));
+        let mut out = Vec::with_capacity(answer.body.len() + 512);
+        encode_response(&mut out, answer.status, &headers, answer.body.as_bytes());
+        if is_head {
+            out.truncate(out.len() - answer.body.len());
+        }
+        self.stream.write_all(&out).is_ok()
+    }
+}
+
+/// A deadline has passed.
+#[derive(Debug)]
+struct TimedOut;
+
+/// Reads a head from the front of `input`: the request without its body, what is known of that, the head's length.
+fn parse_head(input: &[u8]) -> Result<Option<(Request, Framing, usize)>, Problem> {
+    let malformed = |reason: String| Problem::new(400, "bad_request", reason);
+    let parsed = Head::parse(input).map_err(|error| Problem::new(error.status(), "bad_request", error.to_string()))?;
+    let Some((head, head_bytes)) = parsed else { return Ok(None) };
+    let text = |name: &str| -> Result<Option<String>, Problem> {
+        let mut values = head.headers(name);
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(malformed(format!("request has more than one {name} header")));
+        }
+        let value = std::str::from_utf8(value).map_err(|_| malformed(format!("value of {name} is not text")))?;
+        Ok(Some(value.trim_ascii().to_owned()))
+    };
+    if head.header("transfer-encoding").is_some() {
+        return Err(Problem::new(411, "length_required", "bodies in chunks are not read: send Content-Length"));
+    }
+    let body_bytes = match text("content-length")? {
+        None => 0,
+        // `parse` would also take a sign.
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.is_empty() => {
+            digits.parse().unwrap_or(usize::MAX)
+        }
+        Some(_) => return Err(malformed("content-length is not a whole number".to_owned())),
+    };
+    if body_bytes > BODY_BYTES_MAX {
+        return Err(Problem::new(413, "body", format!("the body must be at most {BODY_BYTES_MAX} bytes")));
+    }
+    let connection = text("connection")?.unwrap_or_default().to_ascii_lowercase();
+    let line = input.split(|byte| *byte == b'\n').find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
+    let request = Request {
+        method: head.method().to_owned(),
+        path: head.path().to_owned(),
+        query: head.query().to_owned(),
+        content_type: text("content-type")?,
+        keeps_alive: line.trim_ascii().ends_with(b"HTTP/1.1") && !connection.contains("close"),
+        body: Vec::new(),
+    };
+    let expects_continue = text("expect")?.is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+    Ok(Some((request, Framing { body_bytes, expects_continue }, head_bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_say_what_follows_and_whether_the_connection_stays() {
+        for (head, body_bytes, expects_continue, keeps_alive) in [
+            ("GET /livez HTTP/1.1\r\nHost: a\r\n\r\n", 0, false, true),
+            ("POST / HTTP/1.1\r\nContent-Length: 7\r\nExpect: 100-continue\r\n\r\n", 7, true, true),
+            ("POST / HTTP/1.0\r\nContent-Length: 4096\r\n\r\n", 4096, false, false),
+            ("GET / HTTP/1.1\r\nConnection: Close\r\n\r\n", 0, false, false),
+        ] {
+            for len in 0..head.len() {
+                assert!(parse_head(&head.as_bytes()[..len]).unwrap().is_none(), "{len} of {head}");
+            }
+            let (request, framing, head_bytes) = parse_head(head.as_bytes()).unwrap().unwrap();
+            assert_eq!(framing, Framing { body_bytes, expects_continue }, "{head}");
+            assert_eq!((request.keeps_alive, head_bytes), (keeps_alive, head.len()), "{head}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_with_its_status() {
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(200));
+        for (head, status) in [
+            ("\x16\x03\x01\x02", 400),
+            ("GET / HTTP/2.0\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nContent-Length: 4097\r\n\r\n", 413),
+            ("GET / HTTP/1.1\r\nContent-Length: 18446744073709551615\r\n\r\n", 413),
+            ("GET / HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n", 413),
+            ("POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+            ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
+            (&many, 431),
+        ] {
+            assert_eq!(
+                parse_head(head.as_bytes()).map(|_| ()).map_err(|problem| problem.status),
+                Err(status),
+                "{head}"
+            );
+        }
+    }
+}
