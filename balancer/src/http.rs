@@ -1,21 +1,18 @@
-//! The port: look-ups for clients and tools, health and numbers for operators, the page. A small HTTP/1.1 server of its own
-//! on plain threads, one for each connection, because what small servers there are bound neither their connections nor
-//! their requests: one that only promised a long body ended the process. No request waits for Redis or Kafka but a drain.
+//! The port: look-ups for clients and tools, health and numbers for operators, the page. No request waits for Redis or Kafka
+//! but a drain.
 
-mod connection;
 mod drain;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rim::http::{self, Limits, Problem, Request, Response, Tally};
 use ring::{NodeId, NodeWeights, Ring, VersionHash};
 use serde::Serialize;
-use tracing::warn;
 use websocket::handshake::query_pairs;
 
 use crate::metrics;
@@ -25,16 +22,8 @@ use crate::publisher::Publisher;
 use crate::store::Store;
 use crate::view::{NodeView, Rebalance, Snapshot, View};
 
-use connection::{Answer, Connection, Problem, Request};
-
-/// Connections that are served at once.
-const CONNECTIONS_MAX: usize = 512;
-/// While more are open than this, each is closed after its answer: idle ones must not keep a look-up out.
-const KEEP_ALIVE_CONNECTIONS_MAX: usize = 128;
-/// Connections without a place that are refused in peace at once; more of them may miss the answer.
-const LINGERING_MAX: usize = 16;
-/// How long accepting rests when the process has no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Look-ups are many and short; a drain's body is small.
+const LIMITS: Limits = Limits { connections_max: 512, keep_alive_max: 128, body_bytes_max: 4096 };
 /// The longest client id, as on the nodes.
 const CLIENT_ID_BYTES_MAX: usize = 128;
 /// Nodes that are tried for one look-up: when the owner and so many others have no address, there is little to hope for.
@@ -60,125 +49,17 @@ pub struct Office {
     pub drain_disconnects_max: u64,
 }
 
-/// What the connections' threads share.
-struct Desk {
-    office: Office,
-    connections: AtomicUsize,
-    lingering: AtomicUsize,
-    refused: Mutex<BTreeMap<&'static str, u64>>,
-}
-
-impl Desk {
-    fn count_refusal(&self, cause: &'static str) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(cause).or_insert(0) += 1;
-    }
-}
-
-/// One of a limited number of connections, given back when it goes.
-struct Place(Arc<Desk>);
-
-impl Place {
-    fn take(desk: &Arc<Desk>) -> Option<Self> {
-        let one_more = |open: usize| (open < CONNECTIONS_MAX).then_some(open + 1);
-        let taken = desk.connections.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more);
-        taken.ok().map(|_| Self(Arc::clone(desk)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// Serves on `listener` from threads of its own and returns where.
 ///
 /// # Errors
-/// When the listener or the thread cannot be had.
+/// When the thread that accepts cannot be had.
 pub fn start(listener: TcpListener, office: Office) -> io::Result<SocketAddr> {
-    let addr = listener.local_addr()?;
-    let desk = Arc::new(Desk {
-        office,
-        connections: AtomicUsize::new(0),
-        lingering: AtomicUsize::new(0),
-        refused: Mutex::default(),
-    });
-    std::thread::Builder::new().name("http".to_owned()).spawn(move || accept(&listener, &desk))?;
-    Ok(addr)
+    let tally = Arc::new(Tally::default());
+    let counted = Arc::clone(&tally);
+    http::start(listener, LIMITS, tally, move |request| route(&office, &counted, request))
 }
 
-fn accept(listener: &TcpListener, desk: &Arc<Desk>) {
-    loop {
-        match listener.accept() {
-            Ok((stream, _)) => admit(stream, desk),
-            Err(error) if is_of_one_connection(&error) => {}
-            Err(error) => {
-                desk.count_refusal("descriptors");
-                warn!(%error, "a connection cannot be accepted: raise the limit of open files (ulimit -n, LimitNOFILE=)");
-                std::thread::sleep(ACCEPT_PAUSE);
-            }
-        }
-    }
-}
-
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
-}
-
-/// Gives a connection a thread, or tells it that there is none left.
-fn admit(stream: TcpStream, desk: &Arc<Desk>) {
-    let connection = Connection::new(stream);
-    let Some(place) = Place::take(desk) else {
-        desk.count_refusal("connections");
-        let problem = Problem::new(503, "connections", "too many connections on this port");
-        return turn_away(connection, problem.into_answer(), desk);
-    };
-    let spawned = std::thread::Builder::new().name("http-conn".to_owned()).spawn(move || serve(connection, &place));
-    if spawned.is_err() {
-        desk.count_refusal("threads");
-    }
-}
-
-/// Tells a connection that there is no room for it, without waiting: this thread takes all connections.
-fn turn_away(connection: Connection, answer: Answer, desk: &Arc<Desk>) {
-    if desk.lingering.fetch_add(1, Ordering::AcqRel) >= LINGERING_MAX {
-        desk.lingering.fetch_sub(1, Ordering::AcqRel);
-        return connection.turn_away(&answer);
-    }
-    let refusing = Arc::clone(desk);
-    let spawned = std::thread::Builder::new().name("http-refuse".to_owned()).spawn(move || {
-        connection.refuse(&answer);
-        refusing.lingering.fetch_sub(1, Ordering::AcqRel);
-    });
-    if spawned.is_err() {
-        desk.lingering.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-fn serve(mut connection: Connection, Place(desk): &Place) {
-    loop {
-        let request = match connection.next_request() {
-            Ok(Some(request)) => request,
-            Ok(None) => return,
-            Err(problem) => {
-                desk.count_refusal(problem.code);
-                return connection.refuse(&problem.into_answer());
-            }
-        };
-        let answer = route(desk, &request).unwrap_or_else(|problem| {
-            desk.count_refusal(problem.code);
-            problem.into_answer()
-        });
-        let stays = request.keeps_alive && desk.connections.load(Ordering::Relaxed) <= KEEP_ALIVE_CONNECTIONS_MAX;
-        if !connection.answer(&request, &answer, stays) || !stays {
-            return;
-        }
-    }
-}
-
-fn route(desk: &Desk, request: &Request) -> Result<Answer, Problem> {
-    let office = &desk.office;
+fn route(office: &Office, tally: &Tally, request: &Request) -> Result<Response, Problem> {
     let drained = request.path.strip_prefix("/api/v1/nodes/").and_then(|rest| rest.strip_suffix("/drain"));
     if let Some(node) = drained {
         if request.method != "POST" {
@@ -189,45 +70,37 @@ fn route(desk: &Desk, request: &Request) -> Result<Answer, Problem> {
     let snapshot = office.view.snapshot();
     match &*request.path {
         _ if !matches!(&*request.method, "GET" | "HEAD") => Err(Problem::new(405, "method", "only GET here")),
-        "/livez" => Ok(Answer::text(200, "text/plain; charset=utf-8", "ok\n")),
+        "/livez" => Ok(Response::text(200, "text/plain; charset=utf-8", "ok\n")),
         "/readyz" => readyz(office, &snapshot),
         "/healthz" => Ok(healthz(office, &snapshot)),
         "/metrics" => {
             let failures = office.answers.as_ref().map_or(0, |answers| answers.failures());
-            let refused = desk.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let body = metrics::text(&office.view, office.publisher.progress(), failures, &refused);
-            Ok(Answer::text(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", body))
+            let body = metrics::text(&office.view, office.publisher.progress(), failures, &tally.refused());
+            Ok(Response::text(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", body))
         }
         "/api/v1/resolve" => resolve(office, &snapshot, &request.query),
         "/api/v1/connect" => connect(office, &snapshot, &request.query),
         "/api/v1/nodes" => Ok(nodes(office, &snapshot)),
         "/api/v1/ring" => Ok(ring_view(office, &snapshot)),
-        path => page::file(path)
-            .map(|file| Answer {
-                status: 200,
-                headers: file.headers().into_iter().map(|(name, value)| (name, value.into())).collect(),
-                body: file.body.into(),
-            })
-            .ok_or_else(|| {
-                let paths =
-                    "/livez /readyz /healthz /metrics /api/v1/resolve /api/v1/connect /api/v1/nodes /api/v1/ring";
-                let drain = "POST /api/v1/nodes/<id>/drain";
-                Problem::new(404, "not_found", format!("nothing here; there is the page at /, GET {paths}, {drain}"))
-            }),
+        path => page::file(path).map(|file| Response::file(&file)).ok_or_else(|| {
+            let paths = "/livez /readyz /healthz /metrics /api/v1/resolve /api/v1/connect /api/v1/nodes /api/v1/ring";
+            let drain = "POST /api/v1/nodes/<id>/drain";
+            Problem::new(404, "not_found", format!("nothing here; there is the page at /, GET {paths}, {drain}"))
+        }),
     }
 }
 
-fn readyz(office: &Office, snapshot: &Snapshot) -> Result<Answer, Problem> {
+fn readyz(office: &Office, snapshot: &Snapshot) -> Result<Response, Problem> {
     if !snapshot.is_fresh() {
         return Err(Problem::new(503, "redis", "redis does not answer"));
     }
     if office.view.ring.load().is_none() {
         return Err(Problem::new(503, "no_ring", "there is no ring yet: no node has reported"));
     }
-    Ok(Answer::text(200, "text/plain; charset=utf-8", "ready\n"))
+    Ok(Response::text(200, "text/plain; charset=utf-8", "ready\n"))
 }
 
-fn healthz(office: &Office, snapshot: &Snapshot) -> Answer {
+fn healthz(office: &Office, snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Health<'a> {
@@ -242,7 +115,7 @@ fn healthz(office: &Office, snapshot: &Snapshot) -> Answer {
     }
     let ring = office.view.ring.load();
     let is_well = snapshot.is_fresh() && ring.is_some();
-    Answer::json(
+    Response::json(
         200,
         &Health {
             status: if is_well { "ok" } else { "degraded" },
@@ -257,7 +130,7 @@ fn healthz(office: &Office, snapshot: &Snapshot) -> Answer {
     )
 }
 
-fn nodes(office: &Office, snapshot: &Snapshot) -> Answer {
+fn nodes(office: &Office, snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     #[allow(clippy::struct_field_names, reason = "the name on the wire")]
@@ -269,7 +142,7 @@ fn nodes(office: &Office, snapshot: &Snapshot) -> Answer {
         is_fresh: bool,
         nodes: &'a [NodeView],
     }
-    Answer::json(
+    Response::json(
         200,
         &Nodes {
             ts: snapshot.redis_ms,
@@ -282,7 +155,7 @@ fn nodes(office: &Office, snapshot: &Snapshot) -> Answer {
     )
 }
 
-fn ring_view(office: &Office, snapshot: &Snapshot) -> Answer {
+fn ring_view(office: &Office, snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct RingView<'a> {
@@ -295,7 +168,7 @@ fn ring_view(office: &Office, snapshot: &Snapshot) -> Answer {
     }
     let ring = office.view.ring.load();
     let ring = ring.as_deref();
-    Answer::json(
+    Response::json(
         200,
         &RingView {
             is_initialized: ring.is_some(),
@@ -333,11 +206,11 @@ fn home(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Home, Probl
     Ok(Home { node_id: view.node_id.clone(), ws_url: with_path(&url), ring_version: ring.version().get() })
 }
 
-fn resolve(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Answer, Problem> {
-    Ok(Answer::json(200, &home(office, snapshot, query)?))
+fn resolve(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Response, Problem> {
+    Ok(Response::json(200, &home(office, snapshot, query)?))
 }
 
-fn connect(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Answer, Problem> {
+fn connect(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Response, Problem> {
     let home = home(office, snapshot, query)?;
     let separator = if home.ws_url.contains('?') { '&' } else { '?' };
     let location = format!("{}{separator}{query}", home.ws_url);
@@ -345,7 +218,7 @@ fn connect(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Answer, 
     if !location.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(Problem::new(400, "client_id", "the query cannot stand in a header"));
     }
-    Ok(Answer::text(307, "text/plain; charset=utf-8", "").with_header("Location", location))
+    Ok(Response::text(307, "text/plain; charset=utf-8", "").with_header("Location", location))
 }
 
 /// Nodes tell where they are reached; where on them is part of the protocol.

@@ -1,11 +1,11 @@
 //! What the node and the balancer do alike at their rim: flags over environment over file over defaults, values with units,
-//! log lines, a port that may be open to strangers, the files of a page, the rules of a lease in Redis.
+//! log lines, a port for operators and the files of its page, the rules of a lease in Redis.
 //!
-//! What a flag or a key means stays with the program that has it. Nothing here opens a socket or starts a thread, but for
-//! the one that writes log lines.
+//! What a flag, a key or a request means stays with the program that has it.
 
 pub mod file;
 pub mod flags;
+pub mod http;
 pub mod lease;
 pub mod listen;
 pub mod logging;

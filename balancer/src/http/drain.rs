@@ -8,7 +8,7 @@ use ring::{NodeId, nesting};
 use serde::Deserialize;
 use tracing::info;
 
-use super::{Answer, Office, Problem, Request};
+use super::{Office, Problem, Request, Response};
 use crate::publisher::{DRAIN_TOPIC, Outgoing};
 use crate::view::NodeView;
 
@@ -26,7 +26,7 @@ struct Body {
 }
 
 /// Has a node leave the ring and send its clients elsewhere.
-pub(super) fn order(office: &Office, request: &Request, node: &str) -> Result<Answer, Problem> {
+pub(super) fn order(office: &Office, request: &Request, node: &str) -> Result<Response, Problem> {
     let is_json = request.content_type.as_ref().is_some_and(|media_type| media_type.starts_with("application/json"));
     // Keeps forms of other sites' pages out: they cannot send this type.
     if !is_json {
@@ -72,5 +72,5 @@ pub(super) fn order(office: &Office, request: &Request, node: &str) -> Result<An
     }
     let (deadline, disconnects_max) = (drain.deadline, drain.max_disconnects);
     info!(%node, deadline, disconnects_max, reason = drain.reason, "drain asked for");
-    Ok(Answer::json(202, &drain))
+    Ok(Response::json(202, &drain))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hashbrown::HashMap;
 use xxhash_rust::xxh3::{Xxh3Builder, xxh3_64, xxh3_128};
 
-use super::http::{Problem, Response};
+use rim::http::{Problem, Response};
 
 /// How long an answer is remembered.
 const REMEMBER: Duration = Duration::from_secs(5 * 60);

@@ -15,8 +15,8 @@ use crate::shard::handover::{Order, Posted};
 use crate::shard::origin::Origin;
 
 use super::Office;
-use super::http::{Problem, Request, Response};
 use super::idempotency::{Found, Ticket};
+use rim::http::{Problem, Request, Response};
 
 /// Messages in one request.
 const MESSAGES_MAX: usize = 1000;

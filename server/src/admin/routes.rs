@@ -10,8 +10,8 @@ use websocket::handshake::percent_decode;
 use crate::drain::{Pace, WINDOW_MAX};
 use crate::protocol::ClientId;
 
-use super::http::{Problem, Request, Response};
 use super::{Office, publish, views};
+use rim::http::{Problem, Request, Response};
 
 /// Everything there is, for who asks for something else.
 const PATHS: &str = "GET /livez /readyz /healthz /metrics /api/v1/ring /api/v1/clients/<id> /drain/status, \

@@ -1,7 +1,6 @@
 //! What the port shows: read from counters and from the shards' answers, written as JSON or as Prometheus' text.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 use serde::Serialize;
 
@@ -11,8 +10,8 @@ use crate::protocol::ClientId;
 use crate::shard::Driver;
 use crate::shard::handover::ClientView;
 
-use super::http::Response;
 use super::{Office, process};
+use rim::http::Response;
 
 /// The process runs. Depends on nothing.
 pub(super) fn live() -> Response {
@@ -212,22 +211,17 @@ pub(super) fn metrics(office: &Office) -> Response {
     let is_draining = u8::from(phase(office) != Phase::Serving);
     page.add("rtc_socket_draining", "", Kind::Gauge, "1 while the node takes no new connections.", is_draining);
     let help = "Answers of the admin port, by status.";
-    for (status, count) in office.tally.responses.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+    for (status, count) in office.tally.responses() {
         page.add("rtc_admin_responses_total", &format!("status=\"{status}\""), Kind::Counter, help, count);
     }
     let help = "Requests, and published messages, that the admin port refused, by cause.";
-    for (cause, count) in office.tally.refused.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+    for (cause, count) in office.tally.refused() {
         page.add("rtc_admin_refused_total", &format!("cause=\"{cause}\""), Kind::Counter, help, count);
     }
     let build = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
     page.add("rtc_build_info", &build, Kind::Gauge, "Always 1; the labels tell the build.", 1);
     process::add_to(&mut page, office.started);
-    Response {
-        status: 200,
-        content_type: "text/plain; version=0.0.4; charset=utf-8",
-        headers: Vec::new(),
-        body: page.into_text().into_bytes(),
-    }
+    Response::text(200, "text/plain; version=0.0.4; charset=utf-8", page.into_text())
 }
 
 fn phase(office: &Office) -> Phase {

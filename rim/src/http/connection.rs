@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use websocket::handshake::{Request as Head, encode_response};
 
+use crate::page::File;
+
 /// Bytes of a request's line and headers.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Bytes of a body, if the limit of one message does not ask for more.
-const BODY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How long a whole request may take to arrive, from its first byte.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may stay silent between requests.
@@ -26,41 +26,62 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// What is read at a time.
 const READ_BYTES: usize = 16 * 1024;
 
-/// The longest body where a message's payload may have so many bytes.
-pub(super) fn body_bytes_max(message_bytes_max: usize) -> usize {
-    BODY_BYTES_MAX.max(message_bytes_max.saturating_mul(2))
-}
-
 /// A request with its body.
-pub(super) struct Request {
+#[derive(Debug)]
+pub struct Request {
+    /// As it was written: `GET`, `POST`, …
     pub method: String,
+    /// Without the query.
     pub path: String,
+    /// What stands behind the question mark, undecoded.
+    pub query: String,
+    /// Whom it was meant for.
     pub host: Option<String>,
+    /// The page it comes from, if a browser sent it.
     pub origin: Option<String>,
+    /// The media type of the body.
     pub content_type: Option<String>,
+    /// The name under which a repeat of it is known.
     pub idempotency_key: Option<String>,
+    /// Its connection may bring another.
     pub keeps_alive: bool,
+    /// All of it.
     pub body: Vec<u8>,
 }
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Response {
+pub struct Response {
+    /// The status code.
     pub status: u16,
-    pub content_type: &'static str,
+    /// All but those about the connection and the body's length.
     pub headers: Vec<(&'static str, Cow<'static, str>)>,
+    /// All of it.
     pub body: Vec<u8>,
 }
 
 impl Response {
+    /// An answer of this media type that nobody is to keep.
+    pub fn text(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
+        let headers = vec![("Content-Type", content_type.into()), ("Cache-Control", "no-store".into())];
+        Self { status, headers, body: body.into() }
+    }
+
     /// An answer in JSON.
     pub fn json(status: u16, value: &impl Serialize) -> Self {
         let mut body = sonic_rs::to_vec(value).unwrap_or_else(|_| b"{}".to_vec());
         body.push(b'\n');
-        Self { status, content_type: "application/json", headers: Vec::new(), body }
+        Self::text(status, "application/json", body)
+    }
+
+    /// One of the files of a page.
+    pub fn file(file: &File) -> Self {
+        let headers = file.headers().into_iter().map(|(name, value)| (name, value.into())).collect();
+        Self { status: 200, headers, body: file.body.into() }
     }
 
     /// The same with one more header.
+    #[must_use]
     pub fn with_header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         self.headers.push((name, value.into()));
         self
@@ -69,19 +90,24 @@ impl Response {
 
 /// Why a request does not get what it asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Problem {
+pub struct Problem {
+    /// The status code.
     pub status: u16,
     /// A stable word; also the cause under which it is counted.
     pub code: &'static str,
+    /// What is wrong, and what would be right.
     pub reason: Cow<'static, str>,
+    /// One more header.
     pub header: Option<(&'static str, &'static str)>,
 }
 
 impl Problem {
+    /// A problem without a header of its own.
     pub fn new(status: u16, code: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
         Self { status, code, reason: reason.into(), header: None }
     }
 
+    /// The answer that tells it; where the port itself is at fault, with when to ask again.
     pub fn into_response(self) -> Response {
         #[derive(Serialize)]
         struct Body<'a> {
@@ -102,7 +128,7 @@ impl Problem {
 }
 
 /// A connection of an operator's tool.
-pub(super) struct Connection {
+pub struct Connection {
     stream: TcpStream,
     // What has been read and not been used: the beginning of the next request.
     input: Vec<u8>,
@@ -212,8 +238,8 @@ impl Connection {
     }
 
     fn write(&mut self, response: &Response, stays: bool, is_head: bool) -> bool {
-        let mut headers = vec![("Content-Type", response.content_type), ("Cache-Control", "no-store")];
-        headers.extend(response.headers.iter().map(|(name, value)| (*name, value.as_ref())));
+        let mut headers: Vec<(&str, &str)> =
+            response.headers.iter().map(|(name, value)| (*name, value.as_ref())).collect();
         headers.push(("Connection", if stays { "keep-alive" } else { "close" }));
         let mut out = Vec::with_capacity(response.body.len() + 512);
         encode_response(&mut out, response.status, &headers, &response.body);
@@ -263,6 +289,7 @@ fn parse_head(input: &[u8], body_bytes_max: usize) -> Result<Option<(Request, Fr
     let request = Request {
         method: head.method().to_owned(),
         path: head.path().to_owned(),
+        query: head.query().to_owned(),
         host: head.host().map(str::to_owned),
         origin: head.origin().map(str::to_owned),
         content_type: text("content-type")?,
