@@ -364,7 +364,7 @@ fn requests_that_promise_more_than_they_bring_hold_nobody_up() {
     drop((slow, many));
     eventually("there is room again", || try_get(balancer.listen, "/livez").filter(|answer| answer.status == 200));
     let metrics = get(balancer.listen, "/metrics").body;
-    assert!(metrics.contains("rtc_lb_http_refused_total{cause=\"body\"} 4\n"), "{metrics}");
+    assert!(metrics.contains("rtc_lb_http_refused_total{cause=\"body_too_large\"} 4\n"), "{metrics}");
     assert!(metrics.contains("rtc_lb_http_refused_total{cause=\"connections\"}"), "{metrics}");
 }
 
