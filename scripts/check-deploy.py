@@ -81,7 +81,7 @@ def the_dashboard_is_whole():
 
 
 def run(*command):
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}{result.stderr}"
     return result.stdout + result.stderr
 

@@ -3,8 +3,9 @@
 # Whatever was started here is ended when the script exits, however it exits. Nothing is ever ended by name.
 # shellcheck shell=bash
 
-READY_WAIT_SECONDS=10
-STOP_WAIT_SECONDS=10
+# Generous, for busy machines: who waits goes on as soon as it can.
+READY_WAIT_SECONDS=120
+STOP_WAIT_SECONDS=60
 
 SCRATCH=$(mktemp -d)
 # By process id; what was stopped is taken out, as its id may be another's by then.

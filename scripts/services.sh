@@ -25,7 +25,7 @@ cd "$(dirname "$0")/.."
 READY_WAIT_SECONDS=120
 # Longer than a Kafka in good order needs; then it is ended the hard way.
 STOP_WAIT_SECONDS=30
-ANSWER_WAIT_SECONDS=2
+ANSWER_WAIT_SECONDS=5
 KAFKA_HEAP=512m
 JAVA_VERSION_MIN=17
 # Below the ports that the kernel gives to outgoing connections: none of those may sit on the port of a server that is down.

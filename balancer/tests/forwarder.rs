@@ -31,7 +31,7 @@ use rtc_balancer::forwarder::{Forwarded, Forwarder, Settings};
 use rtc_balancer::kafka::Kafka;
 
 /// How long anything may take before a test gives up: generous, for busy machines.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 const PARTITIONS: i32 = 3;
 const PAUSE: Duration = Duration::from_millis(20);
 /// Bytes that a topic takes which takes more than others.

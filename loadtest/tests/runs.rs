@@ -11,11 +11,15 @@ use std::{
 };
 
 use sonic_rs::{JsonContainerTrait as _, JsonValueTrait as _, Value};
-use toy::{Fault, serve};
+use toy::{
+    Fault,
+    runs::{flags, nobody, steady},
+    serve,
+};
 
 fn run(line: &str, server: SocketAddr) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rtc-loadtest"))
-        .args(line.split_whitespace())
+        .args(flags(line))
         .args(["--url", &format!("ws://{server}"), "--json", "-", "--seed", "7"])
         .output()
         .unwrap()
@@ -35,9 +39,16 @@ fn count(report: &Value, field: &str) -> u64 {
 
 /// A machine that is busy with other tests makes the generator late: that voids an open loop, and is tried again.
 fn steady_report(line: &str, fault: Fault) -> (i32, Value) {
-    const VOID: i32 = 3;
-    (0..5).map(|_| report(line, fault)).find(|(code, _)| *code != VOID).expect("not void five times running")
+    steady(|| report(line, fault), |_| true)
 }
+
+/// The same for a closed loop, which sends the less the busier the machine is: one with at least so many messages.
+fn report_of(messages: u64, line: &str, fault: Fault) -> (i32, Value) {
+    steady(|| report(line, fault), |report| count(report, "sent") >= messages)
+}
+
+/// Of these some meet the toy's fault.
+const MESSAGES_WITH_FAULTS: u64 = 200;
 
 /// For a server at which something never arrives: all of the drain is waited for.
 fn in_vain(line: &str) -> String {
@@ -60,9 +71,8 @@ fn a_server_that_behaves_passes() {
         format!("{P2P} --sender-acks --receiver-acks --driver epoll"),
         "p2p --connections 8 --rate 1000 --threads 2 --duration 300ms --warm-up 0s".to_owned(),
     ] {
-        let (code, report) = steady_report(&line, Fault::None);
+        let (code, report) = report_of(50, &line, Fault::None);
         assert_eq!((code, report["verdict"].as_str()), (0, Some("pass")), "{line}: {report}");
-        assert!(count(&report, "sent") > 50, "{line}: {report}");
         assert_eq!(count(&report, "sent"), count(&report, "received"), "{line}");
         assert!(report["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{line}: {report}");
     }
@@ -97,7 +107,7 @@ fn each_fault_of_the_server_is_found_and_called_by_its_name() {
         (Fault::Corrupt, "corrupt", 1),
     ] {
         for line in [ECHO, P2P].map(in_vain) {
-            let (code, report) = steady_report(&line, fault);
+            let (code, report) = report_of(MESSAGES_WITH_FAULTS, &line, fault);
             assert_eq!(code, expected_code, "{fault:?} {line}: {report}");
             assert!(count(&report, field) > 0, "{fault:?} {line}: {report}");
         }
@@ -118,19 +128,22 @@ fn a_refused_message_is_counted_by_its_code_and_not_lost() {
 
 #[test]
 fn connections_that_break_fail_the_run() {
-    let (code, report) = report(ECHO, Fault::HangUp);
+    let (code, report) = report_of(MESSAGES_WITH_FAULTS, ECHO, Fault::HangUp);
     assert_eq!(code, 1, "{report}");
     assert!(count(&report, "failed") > 0, "{report}");
 }
 
 #[test]
 fn a_server_that_refuses_or_keeps_silent_is_named() {
-    for (fault, cause) in [
-        (Fault::RefuseUpgrade, "refused: 503"),
-        (Fault::Silent, "connect: timed out"),
-        (Fault::NoWelcome, "connect: timed out"),
+    let line = "idle --connections 4 --duration 100ms";
+    // Only who never gets an answer waits for the end of its patience.
+    let impatient = &*format!("{line} --connect-timeout 300ms");
+    for (fault, line, cause) in [
+        (Fault::RefuseUpgrade, line, "refused: 503"),
+        (Fault::Silent, impatient, "connect: timed out"),
+        (Fault::NoWelcome, impatient, "connect: timed out"),
     ] {
-        let (code, report) = report("idle --connections 4 --duration 100ms --connect-timeout 300ms", fault);
+        let (code, report) = report(line, fault);
         assert_eq!(code, 1, "{fault:?}: {report}");
         assert!(report["errors"][cause].as_u64().unwrap_or(0) > 0, "{fault:?}: {report}");
     }
@@ -163,14 +176,14 @@ fn a_storm_counts_what_was_accepted() {
         "storm --duration 300ms --driver epoll",
         "storm --duration 300ms --hold --connections 20",
     ] {
-        let (code, report) = steady_report(line, Fault::None);
+        // How many there are in so short a time is the machine's affair; a few must be for the figures to say anything.
+        let (code, report) = steady(|| report(line, Fault::None), |report| count(report, "opened") >= 20);
         assert_eq!(code, 0, "{line}: {report}");
-        assert!(count(&report, "opened") >= 20, "{line}: {report}");
         assert!(report["handshake_us"]["p50"].as_f64().unwrap() > 0.0);
     }
     let (code, report) = report("storm --duration 200ms", Fault::RefuseUpgrade);
     assert_eq!(code, 1, "{report}");
-    assert!(report["errors"]["refused: 503"].as_u64().unwrap() > 1, "{report}");
+    assert!(report["errors"]["refused: 503"].as_u64().unwrap() > 0, "{report}");
 }
 
 #[test]
@@ -187,10 +200,8 @@ fn several_processes_add_up_to_one_run() {
 fn the_highest_rate_that_holds_is_found() {
     // A target that a rate of 900/s and more misses, whatever the server does.
     let line = "capacity --connections 4 --rate 200 --duration 300ms --warm-up 0s --target rate<900 --quiet";
-    let (code, report) = (0..5)
-        .map(|_| report(line, Fault::None))
-        .find(|(_, report)| report["capacity"]["limited_by"].as_str() == Some("server"))
-        .expect("the generator did not fall short five times running");
+    let (code, report) =
+        steady(|| report(line, Fault::None), |report| report["capacity"]["limited_by"].as_str() == Some("server"));
     assert_eq!((code, report["scenario"].as_str()), (0, Some("capacity")), "{report}");
     let rate = report["capacity"]["rate"].as_f64().unwrap();
     assert!((800.0..=900.0).contains(&rate), "{report}");
@@ -239,9 +250,8 @@ fn catches_interrupts(process: u32) -> bool {
 
 #[test]
 fn bad_usage_exits_2_and_names_the_value() {
-    let nowhere = "127.0.0.1:1".parse().unwrap();
     for (line, named) in [("echo --depth 0", "--depth 0"), ("echo --target p98<1ms", "p98"), ("run", "run")] {
-        let output = run(line, nowhere);
+        let output = run(line, nobody());
         assert_eq!(output.status.code(), Some(2), "{line}");
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(errors.contains(named), "{line}: {errors}");
@@ -266,9 +276,7 @@ fn the_page_is_whole_and_fetches_nothing() {
 
 #[test]
 fn no_server_at_all_fails_with_the_cause() {
-    // A port that was free a moment ago.
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let output = run("echo --connections 3 --duration 100ms", nobody);
+    let output = run("echo --connections 3 --duration 100ms", nobody());
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stdout).contains("connection refused"));
 }

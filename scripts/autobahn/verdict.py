@@ -1,6 +1,8 @@
-"""Reads the Autobahn report and judges it strictly: a case that did not run, or ran NON-STRICT, has failed.
+"""Reads Autobahn reports and judges them strictly: a case that did not run, or ran NON-STRICT, has failed. Where a case
+is in several reports the last one counts.
 
-Usage: verdict.py INDEX_JSON CASES_EXPECTED. Prints the failed cases, then `N passed, N failed`; exits 1 on any.
+Usage: verdict.py CASES_EXPECTED INDEX_JSON…  Prints the failed cases, then `N passed, N failed`; exits 1 on any.
+       verdict.py --failed CASES_EXPECTED INDEX_JSON…  Prints those that ran and failed, as JSON has a list, without brackets.
 """
 
 import json
@@ -11,18 +13,26 @@ PASSING = {"OK", "INFORMATIONAL"}
 
 
 def main():
-    index_path, expected = sys.argv[1], int(sys.argv[2])
-    try:
-        with open(index_path) as index:
-            agents = json.load(index)
-    except FileNotFoundError:
-        agents = {}
-    cases = {case: result for results in agents.values() for case, result in results.items()}
+    arguments = sys.argv[1:]
+    only_failed = arguments[0] == "--failed"
+    expected, *index_paths = arguments[only_failed:]
+    expected = int(expected)
+    cases = {}
+    for index_path in index_paths:
+        try:
+            with open(index_path) as index:
+                agents = json.load(index)
+        except FileNotFoundError:
+            agents = {}
+        cases |= {case: result for results in agents.values() for case, result in results.items()}
 
     failed = {}
     for case, result in cases.items():
         if not {result["behavior"], result["behaviorClose"]} <= PASSING:
             failed[case] = f"{result['behavior']}, closing {result['behaviorClose']}"
+    if only_failed:
+        print(", ".join(json.dumps(case) for case in failed))
+        return
     for case in sorted(failed, key=lambda case: [int(part) for part in case.split(".")]):
         print(f"failed: {case}: {failed[case]}")
 

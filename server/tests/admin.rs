@@ -65,7 +65,7 @@ fn health_ring_and_metrics_are_served() {
 
 #[test]
 fn a_published_message_is_delivered_and_its_ack_told() {
-    let server = Server::start(&["--shards", "2"]);
+    let server = Server::start(&["--shards", "2", "--ack-wait", "1h"]);
     let (mut client, _) = Client::log_in(server.listen, "clientId=zo%C3%AB%2B1&recvAck=1");
     let publisher = std::thread::spawn({
         let admin = server.admin;

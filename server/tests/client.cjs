@@ -6,7 +6,7 @@ const assert = require('node:assert/strict');
 const net = require('node:net');
 const { RtcClient } = require('../src/page/client.js');
 
-const DEADLINE_MS = 60_000;
+const DEADLINE_MS = 300_000;
 const soon = () => new Promise((resolve) => setImmediate(resolve));
 
 // A socket of which this test is the other end.

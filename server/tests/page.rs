@@ -8,7 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// Longer than any answer takes.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a client may take to ack before its message counts as held: one that is there takes less, whatever else the
+/// machine does, and one that is cut off is waited for.
+const ACK_WAIT: &str = "5s";
 
 /// A running node; it ends with its test.
 struct Node {
@@ -19,7 +23,7 @@ struct Node {
 impl Node {
     fn start() -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_rtc-server"))
-            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--ack-wait", ACK_WAIT])
             .stdout(Stdio::piped())
             .spawn()
             .expect("the node starts");

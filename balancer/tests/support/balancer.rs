@@ -85,6 +85,22 @@ impl Balancer {
         })
     }
 
+    /// Says how many queries Prometheus has not answered; none of them may have failed for another reason than time,
+    /// which is the machine's.
+    #[track_caller]
+    pub fn check_prometheus(&self) {
+        let (log, failures) = (self.log(), self.metric("rtc_lb_prometheus_failures_total"));
+        println!("queries that prometheus did not answer: {failures}");
+        let mut told = log.lines().filter(|line| line.contains("prometheus does not answer"));
+        assert!(told.all(|line| line.contains("timeout")), "{log}");
+    }
+
+    /// Waits until it has logged this.
+    #[track_caller]
+    pub fn await_log(&self, words: &str) {
+        eventually(&format!("its log says {words:?}"), || self.log().contains(words).then_some(()));
+    }
+
     /// The sum of a number over its labels; 0 where it is not there yet.
     pub fn metric(&self, name: &str) -> f64 {
         sum_of(&get(self.listen, "/metrics").body, name)

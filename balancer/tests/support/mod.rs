@@ -30,7 +30,7 @@ pub use services::Services;
 use sonic_rs::Value;
 
 /// How long anything may take before a test gives up: generous, for busy machines.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Asks again and again until there is an answer.
 ///

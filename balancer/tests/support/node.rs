@@ -45,6 +45,8 @@ impl Node {
             command.env_remove(name);
         }
         command.args(["--node-id", id, "--listen", &listen.to_string(), "--admin-listen", "127.0.0.1:0"]);
+        // Patience with clients that wait for another part of their test.
+        command.args(["--handshake-timeout", "10m", "--pong-timeout", "10m"]);
         command.args(["--advertise-url", &format!("ws://{listen}")]).args(flags);
         let mut process =
             Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())).unwrap();

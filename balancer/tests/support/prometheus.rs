@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::process::{Process, free_addr};
-use super::{eventually, get};
+use super::{eventually, try_get};
 
 pub struct Prometheus {
     pub url: String,
@@ -55,8 +55,7 @@ impl Prometheus {
                 if process.child.try_wait().unwrap().is_some() {
                     return Some(false);
                 }
-                TcpStream::connect(addr).ok()?;
-                (get(addr, "/-/ready").status == 200).then_some(true)
+                (try_get(addr, "/-/ready")?.status == 200).then_some(true)
             });
             if is_up {
                 return Self { url: format!("http://{addr}"), targets, _process: process };

@@ -54,9 +54,14 @@ impl RedisServer {
             };
             let mut server = Self { url: format!("redis://127.0.0.1:{port}"), own: Some((process, dir.clone())) };
             let is_up = super::eventually("redis answers or ends", || {
-                let answers = redis::Client::open(&*server.url).unwrap().get_connection().is_ok();
+                let found = process_at(&server.url);
                 let (process, _) = server.own.as_mut().unwrap();
-                if answers { Some(true) } else { process.child.try_wait().unwrap().map(|_| false) }
+                // Somebody else's answers at this port as well, until ours has found that out and ended.
+                if found == Some(process.child.id()) {
+                    Some(true)
+                } else {
+                    process.child.try_wait().unwrap().map(|_| false)
+                }
             });
             if is_up {
                 return Some(server);
@@ -78,6 +83,13 @@ impl RedisServer {
     pub fn child(&self) -> Option<&Child> {
         self.own.as_ref().map(|(process, _)| &process.child)
     }
+}
+
+/// The id of the server's process that answers there.
+fn process_at(url: &str) -> Option<u32> {
+    let mut connection = redis::Client::open(url).ok()?.get_connection().ok()?;
+    let info: String = redis::cmd("INFO").arg("server").query(&mut connection).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("process_id:"))?.trim().parse().ok()
 }
 
 impl Drop for RedisServer {

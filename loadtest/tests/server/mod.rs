@@ -7,7 +7,11 @@ use std::{
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
     sync::OnceLock,
+    time::{Duration, Instant},
 };
+
+/// How long anything may take before a test gives up: generous, for busy machines.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running `rtc-server`, which is killed at the end of the test.
 pub struct Server {
@@ -18,12 +22,26 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one on a free port, unless `flags` name another, and waits until it serves.
+    /// Starts one on a free port and waits until it serves.
     pub fn start(flags: &[&str]) -> Self {
-        let listen = if flags.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"] };
+        Self::try_start("127.0.0.1:0", flags).expect("rtc-server ended before it was ready")
+    }
+
+    /// Starts one where another was: as soon as nobody's outgoing connection happens to have that port.
+    pub fn start_at(addr: SocketAddr) -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(server) = Self::try_start(&addr.to_string(), &[]) {
+                return server;
+            }
+            assert!(Instant::now() < deadline, "{addr} stays taken");
+        }
+    }
+
+    /// None when it ended before it was ready.
+    fn try_start(listen: &str, flags: &[&str]) -> Option<Self> {
         let mut child = Command::new(program())
-            .args(["--admin-listen", "127.0.0.1:0", "--log", "error"])
-            .args(listen)
+            .args(["--admin-listen", "127.0.0.1:0", "--log", "error", "--listen", listen])
             .args(flags)
             .stdout(Stdio::piped())
             .spawn()
@@ -32,10 +50,13 @@ impl Server {
         let mut line = String::new();
         while !line.starts_with("ready ") {
             line.clear();
-            assert!(output.read_line(&mut line).unwrap() > 0, "rtc-server ended before it was ready");
+            if output.read_line(&mut line).unwrap() == 0 {
+                child.wait().unwrap();
+                return None;
+            }
         }
         let addr = line.split_whitespace().find_map(|word| word.strip_prefix("listen=")).unwrap();
-        Self { addr: addr.parse().unwrap(), child, _output: output }
+        Some(Self { addr: addr.parse().unwrap(), child, _output: output })
     }
 
     pub fn addr(&self) -> SocketAddr {

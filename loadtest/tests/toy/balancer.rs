@@ -18,6 +18,7 @@ pub enum Answer {
     Silence,
 }
 
+#[derive(Debug)]
 pub struct Balancer {
     pub addr: SocketAddr,
     /// The targets it was asked for, in turn.

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test program has its own faults")]
 
 pub mod balancer;
+pub mod runs;
 
 use std::{
     collections::HashMap,

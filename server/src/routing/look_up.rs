@@ -4,6 +4,7 @@
 //! Invariant: of one queue, one question is open at a time; those it is about stay at the head until the answer.
 
 use ring::NodeId;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::protocol::{ClientId, escape};
 use crate::shard::slab::Key;
@@ -11,7 +12,7 @@ use crate::store::request::{Author, StoreAnswer, StoreRequest, Ticket};
 use crate::store::{AnyStore, Room};
 
 use super::arrival::{forwarded_from, with_arrival};
-use super::dispatcher::Dispatcher;
+use super::dispatcher::{Dispatcher, Now};
 use super::relay::HOPS_MAX;
 use super::waiting::{Why, cost};
 
@@ -19,13 +20,20 @@ use super::waiting::{Why, cost};
 const BATCH_MESSAGES_MAX: usize = 64;
 /// Bytes of them.
 const BATCH_BYTES_MAX: usize = 512 * 1024;
+/// How long the store is left alone after it has refused what it must keep; twice as long after each further time …
+const REST_MS_MIN: u64 = 100;
+/// … up to this.
+const REST_MS_MAX: u64 = 10_000;
 
 impl Dispatcher {
     /// Asks the store to keep the first messages of a queue, unless it knows of a session elsewhere.
     pub(super) fn look(&mut self, key: Key, client: &str) -> bool {
         let anyone = self.is_sent_on_too_often(key);
         let Ok(client) = ClientId::try_from(client) else { return false };
-        let wall_ms = self.now.wall_ms;
+        let Now { wall_ms, steady_ms } = self.now;
+        if self.waiting.get(key).is_some_and(|queue| steady_ms < queue.rests_until_ms) {
+            return self.wait(key, Why::Room);
+        }
         if self.ring.load().is_none() {
             self.counters.unresolved_no_ring.add(1);
         }
@@ -71,6 +79,9 @@ impl Dispatcher {
         queue.why = Why::Room;
         queue.past = None;
         let (client, hash) = (queue.client.clone(), queue.hash);
+        let refusals = queue.refusals + 1;
+        // Whatever else it answers, it is not refusing any more.
+        queue.refusals = 0;
         match answer {
             StoreAnswer::Appended { .. } => {
                 queue.batch_max = usize::MAX;
@@ -90,8 +101,12 @@ impl Dispatcher {
             }
             StoreAnswer::Refused(_) if count > 1 => queue.batch_max = 1,
             StoreAnswer::Refused(_) if self.is_first_sent_on(key) => {
-                // Accepted long ago: it waits here, uncommitted, and the store is asked again with the next tick.
+                // Accepted long ago: it waits here, uncommitted, with all that is behind it, and the store is asked again.
                 self.counters.owed_refused.add(1);
+                let rests_until_ms = self.now.steady_ms + rest_ms(hash, refusals);
+                if let Some(queue) = self.waiting.get_mut(key) {
+                    (queue.refusals, queue.rests_until_ms) = (refusals, rests_until_ms);
+                }
                 return;
             }
             StoreAnswer::Refused(cause) => {
@@ -127,5 +142,32 @@ impl Dispatcher {
         let is_live = self.live_nodes.as_ref().is_none_or(|live| live.contains(node));
         let has_slots = self.ring.load().is_none_or(|ring| ring.weights().index(node).is_some());
         !is_live && !has_slots
+    }
+}
+
+/// How long to leave the store alone after so many refusals in a row: doubled each time, and up to a half less, by the
+/// recipient and the attempt, so that many that were refused at once do not come back at once.
+fn rest_ms(hash: u64, refusals: u32) -> u64 {
+    let longest = REST_MS_MIN.saturating_mul(1 << refusals.saturating_sub(1).min(32)).min(REST_MS_MAX);
+    let jitter = xxh3_64_with_seed(&hash.to_le_bytes(), u64::from(refusals)) % (longest / 2 + 1);
+    longest - jitter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_store_is_left_alone_for_longer_each_time_and_not_by_all_for_as_long() {
+        for hash in 0..100 {
+            for refusals in 1..200 {
+                let longest = (100.0 * 2f64.powi(refusals - 1)).min(10_000.0);
+                #[allow(clippy::cast_precision_loss, reason = "some seconds")]
+                let rest = rest_ms(hash, refusals.unsigned_abs()) as f64;
+                assert!((longest / 2.0..=longest).contains(&rest), "{rest} after {refusals}");
+            }
+        }
+        let rests: std::collections::BTreeSet<u64> = (0..100).map(|hash| rest_ms(hash, 20)).collect();
+        assert!(rests.len() > 50, "{rests:?}");
     }
 }

@@ -199,7 +199,7 @@ impl Dispatcher {
         }
     }
 
-    fn wait(&mut self, key: Key, why: Why) -> bool {
+    pub(super) fn wait(&mut self, key: Key, why: Why) -> bool {
         if let Some(queue) = self.waiting.get_mut(key) {
             queue.why = why;
         }

@@ -17,7 +17,7 @@ use crate::shard::recent::identity;
 use crate::shard::session::{Newcomer, Wishes};
 use crate::shard::slab::Key;
 use crate::store::request::{Author, StoreAnswer, StoreRequest, Ticket};
-use crate::store::{AnyStore, RemoteStore};
+use crate::store::{AnyStore, BufferFull, RemoteStore};
 
 const NOW_MS: u64 = 1_800_000_000_000;
 const SENDER: u64 = 11;
@@ -274,4 +274,40 @@ fn a_message_sent_again_while_it_waits_keeps_its_place() {
     let [(_, StoreRequest::Append { messages, .. })] = &asked(&mut node)[..] else { panic!("the store was not asked") };
     let kept: Vec<u64> = messages.iter().map(|message| message.identity).collect();
     assert_eq!(kept, ["m1", "m2"].map(|name| identity(SENDER, name)));
+}
+
+#[test]
+fn what_the_store_refuses_and_must_keep_is_asked_again_ever_less_often_and_in_order() {
+    const TICK_MS: u64 = 50;
+    let mut node = dispatcher("n0");
+    for (offset, msg_id) in (0..).zip(["m0", "m1", "m2"]) {
+        let message = posted(&mut node, msg_id, &["n1"]);
+        read(&mut node, offset, "n1", Record::Message(message));
+    }
+    let expected = ["m0", "m1", "m2"].map(|name| identity(SENDER, name));
+    let mut kept: Vec<u64> = Vec::new();
+    let mut asks = Vec::new();
+    for tick in 0..20 * 60 {
+        node.now.steady_ms = tick * TICK_MS;
+        node.tick();
+        for (ticket, request) in asked(&mut node) {
+            let StoreRequest::Append { messages, .. } = request else { continue };
+            asks.push(tick * TICK_MS);
+            assert_eq!(messages[0].identity, expected[0], "nothing goes ahead of the first");
+            node.on_store(ticket, StoreAnswer::Refused(BufferFull::Recipient));
+        }
+    }
+    assert!((6..30).contains(&asks.len()), "{asks:?}");
+    let pauses: Vec<u64> = asks.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.iter().max() <= Some(&(10_000 + TICK_MS)), "{pauses:?}");
+    // Then it keeps them, and the pace is what it was.
+    for tick in 20 * 60..20 * 90 {
+        node.now.steady_ms = tick * TICK_MS;
+        node.tick();
+        while let Some((ticket, StoreRequest::Append { messages, .. })) = asked(&mut node).pop() {
+            kept.extend(messages.iter().map(|message| message.identity));
+            node.on_store(ticket, StoreAnswer::Appended { last_offset: 1 });
+        }
+    }
+    assert_eq!(kept, expected);
 }

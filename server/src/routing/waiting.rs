@@ -63,6 +63,10 @@ pub(super) struct Queue {
     pub past: Option<(ring::NodeId, u64)>,
     /// Messages asked about at a time.
     pub batch_max: usize,
+    /// How often in a row the store has refused what it must keep.
+    pub refusals: u32,
+    /// Until then the store is not asked again, in milliseconds of the steady clock.
+    pub rests_until_ms: u64,
 }
 
 /// All queues of a shard.
@@ -121,6 +125,8 @@ impl Waiting {
             why,
             past: None,
             batch_max: usize::MAX,
+            refusals: 0,
+            rests_until_ms: 0,
         };
         let key = self.queues.insert(queue);
         *self.by_sender.entry(pair(sender, hash)).or_insert(0) += 1;

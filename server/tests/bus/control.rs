@@ -1,7 +1,5 @@
 //! Following the control topics of a real broker.
 
-use std::time::Duration;
-
 use crossbeam::channel::{Receiver, unbounded};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -53,7 +51,7 @@ fn rings_and_drains_are_handed_on_and_nonsense_is_counted() {
     eventually("the control topics are there", || {
         let topics = [RING_TOPIC, DRAIN_TOPIC];
         topics.iter().all(|topic| {
-            let metadata = producer.client().fetch_metadata(Some(topic), Duration::from_secs(5)).unwrap();
+            let metadata = producer.client().fetch_metadata(Some(topic), PATIENCE).unwrap();
             metadata.topics().first().is_some_and(|topic| !topic.partitions().is_empty())
         })
     });

@@ -17,7 +17,7 @@ use rtc_server::shard::mailbox::{Receiver, mailbox};
 use rtc_server::shard::origin::Origin;
 
 /// How long anything may take before a test gives up: generous, for busy machines.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The mailboxes of a node of the tests.
 pub const MAILBOX: usize = 1024;
 

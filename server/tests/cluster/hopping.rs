@@ -1,9 +1,8 @@
 //! A recipient that never stays.
 
-use std::time::Duration;
-
 use crate::fleet::{Fleet, fresh};
 use crate::people::{Inbox, Sender};
+use crate::support::PATIENCE;
 
 #[test]
 fn a_recipient_that_hops_between_nodes_misses_nothing_and_sees_no_disorder() {
@@ -26,7 +25,7 @@ fn a_recipient_that_hops_between_nodes_misses_nothing_and_sees_no_disorder() {
         for hop in 1..=HOPS {
             let until = inbox.total() + 2 * MESSAGES / (HOPS as u64 + 2);
             while inbox.total() < until {
-                assert!(inbox.read(Duration::from_secs(30)), "{} messages after {hop} hops", inbox.total());
+                assert!(inbox.read(PATIENCE), "{} messages after {hop} hops", inbox.total());
             }
             // Every other time the old connection is still open when the new one comes.
             let old = inbox.hop(&fleet.nodes[hop % 3]);

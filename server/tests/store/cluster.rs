@@ -1,7 +1,8 @@
-//! The store on a Redis Cluster: three servers, each with a third of the slots.
+//! The store on a Redis Cluster: three servers, each with a third of the slots; in one test each with a replica.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use redis::{Connection, Value};
 use rtc_server::store::redis::keys;
@@ -16,14 +17,17 @@ const SLOTS: u16 = 16_384;
 const TTL_MS: u64 = 600_000;
 
 struct Cluster {
+    /// The primaries.
     servers: Vec<RedisServer>,
+    /// One of each, in the same order, or none at all.
+    replicas: Vec<RedisServer>,
 }
 
 impl Cluster {
     /// Three servers that have met and serve all slots.
     fn start() -> Option<Self> {
         let servers: Option<Vec<_>> = (0..3).map(|_| RedisServer::start_as(Role::OfCluster, Disk::Synced)).collect();
-        let cluster = Self { servers: servers? };
+        let cluster = Self { servers: servers?, replicas: Vec::new() };
         let first = cluster.servers[0].port().to_string();
         for (at, server) in (0..).zip(&cluster.servers) {
             let (from, to) = (at * SLOTS / 3, (at + 1) * SLOTS / 3 - 1);
@@ -39,10 +43,56 @@ impl Cluster {
                 info.contains("cluster_state:ok") && info.contains("cluster_size:3")
             })
         });
+        // From here on none is taken for dead because the machine stands still for a moment.
+        cluster.set_timeout_ms(60_000);
         Some(cluster)
     }
 
-    /// One of them is enough to find the others.
+    /// The same with a replica of each, which has a copy of it.
+    fn start_with_replicas() -> Option<Self> {
+        let mut cluster = Self::start()?;
+        let first = cluster.servers[0].port().to_string();
+        for _ in &cluster.servers {
+            let replica = RedisServer::start_as(Role::OfCluster, Disk::Synced)?;
+            let mut connection = open(&replica);
+            ask(&mut connection, &["CONFIG", "SET", "repl-diskless-sync-delay", "0"]);
+            ask(&mut connection, &["CLUSTER", "MEET", "127.0.0.1", &first]);
+            cluster.replicas.push(replica);
+        }
+        for (primary, replica) in cluster.servers.iter().zip(&cluster.replicas) {
+            let id = text(ask(&mut open(primary), &["CLUSTER", "MYID"]));
+            // Not before it has heard of its primary, and that it is one.
+            eventually("it is a replica", || {
+                let asked: Result<Value, _> = redis::cmd("CLUSTER").arg("REPLICATE").arg(&id).query(&mut open(replica));
+                asked.is_ok()
+            });
+        }
+        for replica in &cluster.replicas {
+            eventually("it has a copy", || {
+                text(ask(&mut open(replica), &["INFO", "replication"])).contains("master_link_status:up")
+            });
+        }
+        eventually("everybody knows everybody", || {
+            cluster.all().all(|server| {
+                let nodes = text(ask(&mut open(server), &["CLUSTER", "NODES"]));
+                nodes.matches(" connected").count() == 6 && nodes.matches("slave").count() == 3
+            })
+        });
+        Some(cluster)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &RedisServer> {
+        self.servers.iter().chain(&self.replicas)
+    }
+
+    /// How long a server may be silent before the others take it for dead.
+    fn set_timeout_ms(&self, timeout_ms: u64) {
+        for server in self.all() {
+            ask(&mut open(server), &["CONFIG", "SET", "cluster-node-timeout", &timeout_ms.to_string()]);
+        }
+    }
+
+    /// One of them is enough to find the others, while it lives.
     fn url(&self) -> String {
         format!("redis-cluster://127.0.0.1:{}", self.servers[0].port())
     }
@@ -147,6 +197,61 @@ fn nothing_is_lost_or_reordered_while_a_slot_moves_and_scripts_are_forgotten() {
     for (at, who) in (0..).zip(&clients) {
         let expected: Vec<u64> = (0..MESSAGES).filter(|message| message % CLIENTS == at).collect();
         assert_eq!(answered[usize::try_from(at).unwrap()], expected, "answered in order");
+        let kept: Vec<u64> = running.kept(who).iter().map(|kept| kept.identity).collect();
+        assert_eq!(kept, expected, "kept once, in order");
+    }
+    assert!(running.counters.retried.value() > 0, "nothing was disturbed");
+    assert_eq!(running.counters.refused.value(), 0);
+}
+
+#[test]
+fn what_was_accepted_is_still_there_when_a_primary_is_killed_and_its_replica_takes_over() {
+    const MESSAGES: u64 = 1600;
+    const CLIENTS: u64 = 40;
+    // Longer than a machine stands still: what is confirmed in the moment before a fail-over may be lost.
+    const TIMEOUT_MS: u64 = 4_000;
+    let started = Instant::now();
+    let Some(mut cluster) = Cluster::start_with_replicas() else { return };
+    println!("six servers are one cluster after {:.1?}", started.elapsed());
+    let mut running = Running::start(&cluster.url());
+    let clients: Vec<_> = (0..CLIENTS).map(|at| client(&format!("failing-{at}"))).collect();
+    let post = |running: &mut Running, at: u64| {
+        let who = &clients[usize::try_from(at % CLIENTS).unwrap()];
+        running.post(append(who, vec![message(at, TTL_MS)]));
+    };
+    let await_answers = |running: &mut Running, count: u64| {
+        for _ in 0..count {
+            let (_, answer) = running.answer();
+            assert!(matches!(answer, StoreAnswer::Appended { .. }), "{answer:?}");
+        }
+    };
+    let half = MESSAGES / 2;
+    (0..half).for_each(|at| post(&mut running, at));
+    await_answers(&mut running, half);
+    // A primary answers before its replica has a copy.
+    for (primary, replica) in cluster.servers.iter().zip(&cluster.replicas) {
+        eventually("the replica has all", || {
+            let sizes =
+                [primary, replica].map(|server| -> u64 { redis::cmd("DBSIZE").query(&mut open(server)).unwrap() });
+            let offset = |server: &RedisServer, field: &str| -> u64 {
+                let info = text(ask(&mut open(server), &["INFO", "replication"]));
+                let value = info.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_else(|| panic!("{info}"));
+                value.trim().parse().unwrap()
+            };
+            sizes[0] == sizes[1] && offset(primary, "master_repl_offset:") <= offset(replica, "slave_repl_offset:")
+        });
+    }
+    cluster.set_timeout_ms(TIMEOUT_MS);
+    // Not the one that the URL names.
+    let killed = Instant::now();
+    cluster.servers[1].kill();
+    (half..MESSAGES).for_each(|at| post(&mut running, at));
+    await_answers(&mut running, MESSAGES - half);
+    println!("all are kept {:.1?} after a primary was killed", killed.elapsed());
+    let role = text(ask(&mut open(&cluster.replicas[1]), &["INFO", "replication"]));
+    assert!(role.contains("role:master"), "{role}");
+    for (at, who) in (0..).zip(&clients) {
+        let expected: Vec<u64> = (0..MESSAGES).filter(|message| message % CLIENTS == at).collect();
         let kept: Vec<u64> = running.kept(who).iter().map(|kept| kept.identity).collect();
         assert_eq!(kept, expected, "kept once, in order");
     }

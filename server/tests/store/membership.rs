@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use ring::control::Heartbeat;
 use ring::{NodeId, NodeWeights, RingVersion};
 use rtc_server::load::Load;
+use rtc_server::store::redis::lease::LEASE_TIME;
 use rtc_server::store::redis::membership::{
     Claimed, Event, Figures, Identity, Members, claim_node_id, new_incarnation,
 };
 use rtc_server::store::redis::{StoreCounters, keys};
 
 use crate::redis_server::{Disk, RedisServer};
-use crate::running::eventually;
+use crate::running::{PATIENCE, eventually};
 
 pub struct Node {
     members: Members,
@@ -59,7 +60,7 @@ impl Node {
 
     #[track_caller]
     pub fn event(&self) -> Event {
-        self.events.recv_timeout(Duration::from_secs(20)).expect("no event")
+        self.events.recv_timeout(PATIENCE).expect("no event")
     }
 }
 
@@ -94,9 +95,9 @@ fn nodes_see_each_other_come_and_go() {
     // In good order: its next life need not wait.
     let former = b.incarnation;
     drop(b);
-    let started = Instant::now();
+    let heard = tell(&server, &["ZSCORE", keys::HEARTBEATS, "b"]);
+    assert_eq!(heard, redis::Value::Nil, "it would wait until nobody has heard of it for long enough");
     let b = start(&server.url(), "b");
-    assert!(started.elapsed() < Duration::from_secs(3), "it waited for itself");
     assert!(b.incarnation > former);
     eventually("its next life is seen", || a.sees("b", b.incarnation) && !a.sees("b", former));
     assert_eq!(a.counters.malformed_members.value(), 0);
@@ -195,13 +196,14 @@ fn a_lease_has_one_holder_and_its_token_rises() {
     let key = rim::lease::topic_key("a");
     let of_a = a.members.lease(key.clone()).unwrap();
     eventually("a holds it", || of_a.token().is_some());
+    let first = of_a.token().unwrap();
     let of_b = b.members.lease(key.clone()).unwrap();
     let until = Instant::now() + Duration::from_secs(2);
-    while Instant::now() < until {
-        assert!(of_a.token().is_some() && of_b.token().is_none());
+    while Instant::now() < until && of_a.token() == Some(first) {
+        // The other first: what it has must have been let go before. A holder may lose it to a machine that stands still.
+        assert!(of_b.token().is_none() || of_a.token() != Some(first));
         std::thread::sleep(Duration::from_millis(20));
     }
-    let first = of_a.token().unwrap();
     drop(of_a);
     eventually("b holds it", || of_b.token().is_some());
     assert!(of_b.token().unwrap() > first);
@@ -219,8 +221,10 @@ fn a_lease_ends_by_its_holders_own_clock_when_the_store_is_away() {
     let node = start(&server.url(), "a");
     let lease = node.members.lease(keys::LEADER.to_owned()).unwrap();
     eventually("it is held", || lease.token().is_some());
+    let held = Instant::now();
     server.kill();
-    assert!(lease.token().is_some(), "it has time left");
+    // Unless so much time has passed between two lines of this test that it may have none.
+    assert!(lease.token().is_some() || held.elapsed() > LEASE_TIME / 2, "it has time left");
     eventually("its time is up", || lease.token().is_none());
     server.restart();
     eventually("it is held again", || lease.token().is_some());

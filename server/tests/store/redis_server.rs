@@ -1,13 +1,13 @@
 //! A real Redis for a test: the one that `RTC_REDIS` names, or one started here and ended with the test.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to come up.
-const START_LIMIT: Duration = Duration::from_secs(20);
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether a written command is on disk when it is answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -125,10 +125,11 @@ impl RedisServer {
         let program = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".into());
         let mut command = Command::new(program);
         if let Role::Sentinel(primary) = self.role {
-            // It writes what it learns into its configuration.
+            // It writes what it learns into its configuration. It gives a server so long that a machine that stands still
+            // for less brings no fail-over: what is confirmed in the moment before one may be lost.
             let path = self.dir.join("sentinel.conf");
             let settings = format!(
-                "sentinel monitor main 127.0.0.1 {primary} 1\nsentinel down-after-milliseconds main 500\n\
+                "sentinel monitor main 127.0.0.1 {primary} 1\nsentinel down-after-milliseconds main 3000\n\
                  sentinel failover-timeout main 3000\n"
             );
             std::fs::write(&path, settings)?;
@@ -165,7 +166,8 @@ impl RedisServer {
                 self.child = None;
                 return Ok(false);
             }
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            // Somebody else's answers at this port as well, until ours has found that out and ended.
+            if process_at(self.port) == Some(child.id()) {
                 return Ok(true);
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -175,14 +177,28 @@ impl RedisServer {
     }
 }
 
-/// A port where nobody listens; one of a cluster takes the port 10,000 above as well.
+/// The id of the server's process that answers at this port; it may be loading what it had written.
+fn process_at(port: u16) -> Option<u32> {
+    let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).ok()?;
+    let mut connection = client.get_connection_with_timeout(START_LIMIT).ok()?;
+    connection.set_read_timeout(Some(START_LIMIT)).ok()?;
+    let info: String = redis::cmd("INFO").arg("server").query(&mut connection).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("process_id:"))?.trim().parse().ok()
+}
+
+/// A port where nobody listens, below those that the kernel gives to outgoing connections: none of these may sit on the
+/// port of a server that is to come back. One of a cluster takes the port 10,000 above as well.
 fn free_port(role: Role) -> u16 {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 10_000;
     const BUS_DISTANCE: u16 = 10_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
     loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let is_bus_free =
-            || port.checked_add(BUS_DISTANCE).is_some_and(|bus| TcpListener::bind(("127.0.0.1", bus)).is_ok());
-        if role != Role::OfCluster || is_bus_free() {
+        // Where the process's id falls, so that tests that run at the same time start apart.
+        let at = (std::process::id().wrapping_mul(97)).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + at % COUNT).unwrap();
+        if is_free(port) && (role != Role::OfCluster || is_free(port + BUS_DISTANCE)) {
             return port;
         }
     }

@@ -1,9 +1,14 @@
-//! The store behind a Sentinel: it goes on with the replica that was promoted.
+//! The store behind a Sentinel: it goes on with the replica that was promoted, and waits for no sentinel for ever.
 
+use std::net::TcpListener;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use rtc_server::store::redis::link::Address;
 use rtc_server::store::request::StoreAnswer;
 
 use crate::redis_server::{Disk, RedisServer, Role};
-use crate::running::{Running, append, client, eventually, live, message};
+use crate::running::{PATIENCE, Running, append, client, eventually, live, message};
 
 const TTL_MS: u64 = 600_000;
 const MESSAGES: u64 = 400;
@@ -96,4 +101,50 @@ fn the_store_leaves_a_primary_that_became_a_replica() {
         redis::cmd("SENTINEL").arg("REMOVE").arg("main").exec(&mut sentinel).unwrap();
         redis::cmd("SENTINEL").arg(&["MONITOR", "main", "127.0.0.1", &port, "1"]).exec(&mut sentinel).unwrap();
     });
+}
+
+/// Takes connections, and never answers.
+struct BlackHole(TcpListener);
+
+impl BlackHole {
+    fn open() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    fn address(&self) -> String {
+        self.0.local_addr().unwrap().to_string()
+    }
+}
+
+#[test]
+fn whoever_never_answers_is_given_up() {
+    let (hole, other) = (BlackHole::open(), BlackHole::open());
+    for url in [
+        format!("redis+sentinel://{},{}/main", hole.address(), other.address()),
+        format!("redis://{}", hole.address()),
+        format!("redis-cluster://{}", hole.address()),
+    ] {
+        let (sender, ended) = channel();
+        let mut address = Address::parse(&url).unwrap();
+        // On a thread that may be left behind: the test must end where it does not.
+        std::thread::spawn(move || {
+            sender.send(address.connect(Duration::from_secs(1)).err().map(|err| err.to_string()))
+        });
+        let result = ended.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{url} is waited for without end"));
+        assert!(result.is_some(), "{url}: nobody has answered");
+    }
+}
+
+#[test]
+fn a_sentinel_that_never_answers_does_not_hide_one_that_does() {
+    let Some(watched) = Watched::start() else { return };
+    let hole = BlackHole::open();
+    let url = format!("redis+sentinel://{},127.0.0.1:{}/main", hole.address(), watched.sentinel.port());
+    let mut running = Running::start(&url);
+    live(&mut running, &client("black-hole"), 7);
+    assert_eq!(running.counters.refused.value(), 0);
+    // Whoever does not know the name is no better.
+    let unknown = url.replace("/main", "/another");
+    let error = Address::parse(&unknown).unwrap().connect(Duration::from_secs(1)).err().unwrap();
+    assert!(error.to_string().contains("does not know the master"), "{error}");
 }

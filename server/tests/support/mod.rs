@@ -14,7 +14,7 @@ pub use http::{Answer, get, post, request};
 pub use server::{Run, Server, run, run_with_descriptors};
 
 /// How long anything may take before a test gives up: generous, for busy machines.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Asks again and again until the answer is yes.
 ///

@@ -13,6 +13,14 @@ use super::PATIENCE;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rtc-server");
 
+/// Unless a test says something else: free ports, and patience with clients that wait for another part of their test.
+const DEFAULTS: [[&str; 2]; 4] = [
+    ["--listen", "127.0.0.1:0"],
+    ["--admin-listen", "127.0.0.1:0"],
+    ["--handshake-timeout", "10m"],
+    ["--pong-timeout", "10m"],
+];
+
 /// A running server on free ports. It is killed when this goes.
 pub struct Server {
     pub node_id: String,
@@ -35,10 +43,8 @@ impl Server {
     #[track_caller]
     pub fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = command(PROGRAM, variables);
-        for address in ["--listen", "--admin-listen"] {
-            if !flags.contains(&address) {
-                command.args([address, "127.0.0.1:0"]);
-            }
+        for [flag, value] in DEFAULTS.iter().filter(|[flag, _]| !flags.contains(flag)) {
+            command.args([flag, value]);
         }
         let mut child = command.args(flags).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let output = lines(child.stdout.take().unwrap());

@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(1);
+/// A failure so long after the last wait is another trouble's first: where there is always something under way there is
+/// no moment at which all of it is done.
+const QUIET: Duration = Duration::from_secs(5);
 /// A trouble that lasts is logged this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -11,12 +14,17 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Backoff {
     wait: Duration,
+    failed_at: Option<Instant>,
     logged_at: Option<Instant>,
 }
 
 impl Backoff {
     /// How long to wait after one more failure.
-    pub fn fail(&mut self) -> Duration {
+    pub fn fail(&mut self, now: Instant) -> Duration {
+        if self.failed_at.is_some_and(|at| now.saturating_duration_since(at) > self.wait + QUIET) {
+            self.succeed();
+        }
+        self.failed_at = Some(now);
         self.wait = (self.wait * 2).clamp(FIRST, LONGEST);
         self.wait
     }
@@ -44,18 +52,31 @@ mod tests {
     #[test]
     fn the_wait_doubles_up_to_its_limit_and_starts_over() {
         let mut backoff = Backoff::default();
-        assert_eq!(backoff.fail(), FIRST);
-        assert_eq!(backoff.fail(), FIRST * 2);
-        for _ in 0..20 {
-            backoff.fail();
-        }
-        assert_eq!(backoff.fail(), LONGEST);
         let now = Instant::now();
+        assert_eq!(backoff.fail(now), FIRST);
+        assert_eq!(backoff.fail(now), FIRST * 2);
+        for _ in 0..20 {
+            backoff.fail(now);
+        }
+        assert_eq!(backoff.fail(now), LONGEST);
         assert!(backoff.should_log(now));
         assert!(!backoff.should_log(now + LOG_INTERVAL / 2));
         assert!(backoff.should_log(now + LOG_INTERVAL));
         backoff.succeed();
-        assert_eq!(backoff.fail(), FIRST);
+        assert_eq!(backoff.fail(now), FIRST);
         assert!(backoff.should_log(now));
+    }
+
+    #[test]
+    fn a_failure_long_after_the_last_is_a_first_one() {
+        let (mut backoff, mut now) = (Backoff::default(), Instant::now());
+        for _ in 0..20 {
+            // Each soon after the wait for the one before.
+            now += backoff.fail(now) + QUIET;
+        }
+        assert_eq!(backoff.fail(now), LONGEST);
+        now += LONGEST + QUIET + FIRST;
+        assert!(backoff.should_log(now));
+        assert_eq!(backoff.fail(now), FIRST);
     }
 }

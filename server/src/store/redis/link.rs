@@ -7,16 +7,16 @@ use std::time::Duration;
 use redis::cluster::{ClusterClient, ClusterConnection, cluster_pipe};
 use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo};
 use redis::io::tcp::TcpSettings;
-use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{
     Client, Cmd, Connection, ConnectionInfo, ConnectionLike, ErrorKind, IntoConnectionInfo, RedisError, Value,
 };
 use thiserror::Error;
 
 use super::pack::Pack;
+use super::sentinel::Sentinels;
 
 /// How long connecting may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// How long a reply may take on a cluster, whose connections are opened when they are needed.
 const CLUSTER_REPLY_LIMIT: Duration = Duration::from_secs(5);
 /// The most servers that a URL may list.
@@ -51,7 +51,7 @@ pub struct Address {
 
 enum AddressKind {
     One(Client),
-    Sentinel(Box<SentinelClient>),
+    Sentinel(Box<Sentinels>),
     Cluster(Box<ClusterClient>),
 }
 
@@ -76,17 +76,9 @@ impl Address {
             let (user, hosts) = split_user(hosts);
             let (master, db) = master.split_once('/').unwrap_or((master, "0"));
             // The sentinels are asked without a name; user, password and database are the server's own.
-            let server = info(&format!("redis://{user}localhost/{db}"))?;
-            let node = SentinelNodeConnectionInfo::default()
-                .set_redis_connection_info(server.redis_settings().clone())
-                .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-            let client = SentinelClient::build(
-                hosts_of(hosts, "", &shown)?,
-                master.to_owned(),
-                Some(node),
-                SentinelServerType::Master,
-            );
-            AddressKind::Sentinel(Box::new(client.map_err(invalid)?))
+            let server = with_nodelay(info(&format!("redis://{user}localhost/{db}"))?);
+            let sentinels = Sentinels::new(hosts_of(hosts, "", &shown)?, master.to_owned(), server);
+            AddressKind::Sentinel(Box::new(sentinels.map_err(invalid)?))
         } else if let Some(rest) = url.strip_prefix("redis-cluster://") {
             let (user, hosts) = split_user(rest.trim_end_matches('/'));
             let client = ClusterClient::builder(hosts_of(hosts, user, &shown)?)
@@ -124,7 +116,7 @@ impl Address {
         let client = match &mut self.kind {
             AddressKind::One(client) => client.clone(),
             // Asked once: the next answer may name another server.
-            AddressKind::Sentinel(client) => client.get_client()?,
+            AddressKind::Sentinel(sentinels) => sentinels.server()?,
             AddressKind::Cluster(client) => {
                 let connection = Box::new(client.get_connection()?);
                 return Ok(vec![Link(Kind::Cluster { connection, replies: VecDeque::new() })]);

@@ -269,7 +269,7 @@ impl Keeper {
                     if self.backoff.should_log(Instant::now()) {
                         warn!(redis = self.address.shown(), %err, "heartbeat failed, trying again");
                     }
-                    self.backoff.fail()
+                    self.backoff.fail(Instant::now())
                 }
             };
             match self.wanted.recv_timeout(wait) {

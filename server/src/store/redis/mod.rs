@@ -28,6 +28,7 @@ mod links;
 pub mod membership;
 pub mod pack;
 pub mod scripts;
+mod sentinel;
 mod sweeper;
 pub mod thread;
 

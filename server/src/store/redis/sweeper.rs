@@ -49,7 +49,7 @@ impl Sweeper {
                     // The store's own thread says so in the log.
                     debug!(%err, "sweep failed");
                     self.link = None;
-                    self.backoff.fail().max(INTERVAL)
+                    self.backoff.fail(Instant::now()).max(INTERVAL)
                 }
             };
             let until = Instant::now() + wait;

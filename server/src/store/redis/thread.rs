@@ -430,7 +430,7 @@ impl Worker {
             self.load()?;
         }
         if failed.must_wait {
-            let wait = self.backoff.fail();
+            let wait = self.backoff.fail(Instant::now());
             self.rest(wait);
         }
         Ok(())
@@ -480,7 +480,7 @@ impl Worker {
         if self.backoff.should_log(Instant::now()) {
             warn!(redis = self.address.shown(), waiting = self.unanswered + self.queue.len(), %err, "store is away, trying again");
         }
-        let wait = self.backoff.fail();
+        let wait = self.backoff.fail(Instant::now());
         self.rest(wait);
     }
 
