@@ -283,7 +283,7 @@ impl Config {
     /// Flag and default of every flag, as `--help` shows it.
     pub fn shown_defaults(&self) -> Vec<(String, String)> {
         let mut shown: Vec<(String, String)> = [
-            ("node_id", "the host's name"),
+            ("node_id", "the host's name and the process's number"),
             ("kafka", "none, must be given"),
             ("redis", "none, must be given"),
             ("prometheus", "none"),

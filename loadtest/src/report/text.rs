@@ -69,6 +69,9 @@ fn write(report: &Report, text: &mut String) -> fmt::Result {
     write_usage(report, text)?;
     for (cause, count) in &report.errors {
         writeln!(text, "  error         {} × {cause}", grouped(*count))?;
+        if let Some(hint) = hint(cause, report.roaming.is_some()) {
+            writeln!(text, "                {hint}")?;
+        }
     }
     if let Some(capacity) = &report.capacity {
         writeln!(text, "  capacity      {}", capacity_sentence(capacity))?;
@@ -131,15 +134,28 @@ fn write_ledger(report: &Report, text: &mut String) -> fmt::Result {
     Ok(())
 }
 
+/// What is mostly meant by an error that looks worse, or says less, than it is.
+fn hint(cause: &str, follows_advice: bool) -> Option<&'static str> {
+    match cause {
+        "refused: 404" => Some("/ws/echo is there when the server was started with --echo"),
+        "closed by the server with 1012" if !follows_advice => Some(
+            "it asked the client to move to the node that owns it, or drains: these clients stay where they are put; \
+             begin at the right node with --balancer, or use resume or churn, whose clients follow",
+        ),
+        _ => None,
+    }
+}
+
 fn write_roaming(roaming: &RoamingReport, text: &mut String) -> fmt::Result {
-    let RoamingReport { returns, cuts, goodbyes, moves, unrecovered, resent, repeats_dropped, .. } = roaming;
+    let RoamingReport { returns, cuts, goodbyes, moves, advised, unrecovered, resent, repeats_dropped, .. } = roaming;
     writeln!(
         text,
-        "  returns       {}, after {} cuts, {} goodbyes and {} moves; {} not recovered",
+        "  returns       {}, after {} cuts, {} goodbyes, {} moves and {} asked for; {} not recovered",
         grouped(*returns),
         grouped(*cuts),
         grouped(*goodbyes),
         grouped(*moves),
+        grouped(*advised),
         grouped(*unrecovered)
     )?;
     writeln!(
@@ -255,6 +271,14 @@ pub(crate) fn grouped_float(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_close_for_a_move_is_explained_to_who_does_not_move() {
+        assert!(hint("closed by the server with 1012", false).unwrap().contains("--balancer"));
+        assert_eq!(hint("closed by the server with 1012", true), None);
+        assert!(hint("refused: 404", false).unwrap().contains("--echo"));
+        assert_eq!(hint("refused: 503", false), None);
+    }
 
     #[test]
     fn numbers_are_shown_to_be_read() {

@@ -16,14 +16,15 @@ end
 if who and redis.call('PTTL', KEYS[1]) > 0 then
     return { 0 }
 end
--- Free; or a value that is no lease, or one that would never end.
-local next = redis.pcall('INCR', KEYS[2])
-if type(next) == 'table' then
-    redis.call('UNLINK', KEYS[2])
-    -- Tokens only rise: above all that the time could have counted.
-    local time = redis.call('TIME')
-    next = tonumber(time[1]) * 1000
-    redis.call('SET', KEYS[2], string.format('%.0f', next))
+-- Free; or a value that is no lease, or one that would never end. Tokens only rise: also above all that the time could
+-- have counted, in ms. A counter that was lost, or fell back with a replica, would give tokens below those that Kafka
+-- has noted, and the topic would be read by nobody any more.
+local time = redis.call('TIME')
+local next = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local counted = redis.pcall('INCR', KEYS[2])
+if type(counted) == 'number' and counted > next and counted < 2 ^ 53 then
+    next = counted
 end
+redis.call('SET', KEYS[2], string.format('%.0f', next))
 redis.call('SET', KEYS[1], string.format('%.0f', next) .. ' ' .. ARGV[1], 'PX', ARGV[2])
 return { 1, next }

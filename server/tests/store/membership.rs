@@ -216,6 +216,26 @@ fn a_lease_has_one_holder_and_its_token_rises() {
 }
 
 #[test]
+fn a_leases_token_rises_though_the_store_has_lost_what_it_counted() {
+    let Some(server) = RedisServer::start(Disk::Lazy) else { return };
+    let node = start(&server.url(), "a");
+    let key = keys::consume(&id("a"));
+    let lease = node.members.lease(key.clone()).unwrap();
+    eventually("it is held", || lease.token().is_some());
+    let mut last = lease.token().unwrap();
+    let counter = format!("{key}:token");
+    for loss in
+        [&["FLUSHALL"][..], &["SET", &counter, "1"], &["SET", &counter, "x"], &["SET", &counter, "9223372036854775806"]]
+    {
+        tell(&server, loss);
+        tell(&server, &["DEL", &key]);
+        eventually("it is held anew", || lease.token().is_some_and(|token| token > last));
+        last = lease.token().unwrap();
+    }
+    assert!(last < 1 << 53, "{last}");
+}
+
+#[test]
 fn a_lease_ends_by_its_holders_own_clock_when_the_store_is_away() {
     let Some(mut server) = RedisServer::start(Disk::Lazy) else { return };
     let node = start(&server.url(), "a");
