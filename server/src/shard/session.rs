@@ -39,13 +39,17 @@ pub struct SessionLimits {
 pub struct Right {
     /// The highest offset it may give.
     pub ceiling: u64,
+    /// Its offsets follow the clock up to this moment, in milliseconds since 1970, and each other beyond.
+    pub clock_until_ms: u64,
     /// False while its client is not claimed: nothing can be given to the store.
     pub is_claimed: bool,
 }
 
 impl Right {
     /// That of a node which runs alone.
-    pub const UNBOUNDED: Self = Self { ceiling: u64::MAX, is_claimed: true };
+    pub const UNBOUNDED: Self = Self { ceiling: u64::MAX, clock_until_ms: u64::MAX, is_claimed: true };
+    /// That of nobody.
+    pub const NONE: Self = Self { ceiling: 0, clock_until_ms: 0, is_claimed: false };
 }
 
 /// What a client asked for when it connected.
