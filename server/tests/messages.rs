@@ -7,6 +7,7 @@ mod support;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use sonic_rs::{JsonValueTrait, Value};
 use support::{Client, Incoming, Server, get, post};
 
@@ -260,6 +261,25 @@ fn the_silent_are_pinged_and_closed_when_they_stay_silent() {
     support::eventually("the deaf one is closed", || closed() > before);
     let mut deaf = deaf;
     assert_eq!(deaf.await_close().map(|(code, _)| code), Some(4202));
+}
+
+#[test]
+fn a_node_that_stood_still_does_not_take_pongs_it_could_not_read_for_silence() {
+    let server = Server::start(&["--shards", "1", "--ping-interval", "500ms", "--pong-timeout", "2s"]);
+    let log_in = |number| Client::log_in(server.listen, &format!("clientId=c{number}")).0;
+    let mut clients: Vec<_> = (0..30).map(log_in).collect();
+    support::eventually("all are pinged", || clients.iter().all(|client| client.stream.peek(&mut [0]).is_ok()));
+    server.signal(Signal::STOP);
+    // They answer one after the other, in more time than they had.
+    for client in &mut clients {
+        assert_eq!(client.next_within(Duration::from_millis(100)), None);
+    }
+    server.signal(Signal::CONT);
+    for client in &mut clients {
+        assert_eq!(client.next_within(Duration::from_millis(20)), None);
+    }
+    let metrics = get(server.admin, "/metrics").body;
+    assert!(metrics.contains("rtc_socket_closed_total{cause=\"no_pong\"} 0\n"), "{metrics}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use crossbeam::sync::{Parker, Unparker};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
@@ -18,8 +19,14 @@ use ring::{ControlError, NodeId};
 use super::kafka::counters::ControlCounters;
 use super::kafka::{Config, DRAIN_TOPIC, KafkaBus, RING_TOPIC, StartError};
 
-/// The longest the thread sleeps, and so how soon it notices that it is to end; messages wake it.
-const NAP: Duration = Duration::from_millis(200);
+/// The longest the thread sleeps; messages and its end wake it.
+const NAP: Duration = Duration::from_secs(1);
+/// How long a fetch waits for a message: nothing is ever paused here, so that it costs nothing to wait.
+const FETCH_WAIT: Duration = Duration::from_secs(5);
+/// The library hides events of its own behind an empty answer: it has nothing more after so many.
+const EMPTY_ANSWERS: usize = 4;
+/// How often the topics are looked for while they are missing.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How soon topics that are missing are asked for again.
 const TOPICS_INTERVAL: Duration = Duration::from_secs(2);
 /// Control topics have one partition: their messages are in one order.
@@ -65,6 +72,7 @@ impl ConsumerContext for FollowContext {}
 /// Follows until it is dropped.
 pub struct Follower {
     is_stopping: Arc<AtomicBool>,
+    ender: Unparker,
     thread: Option<JoinHandle<()>>,
     counters: Arc<ControlCounters>,
 }
@@ -81,13 +89,17 @@ impl Follower {
         on_control: impl FnMut(Control) + Send + 'static,
     ) -> Result<Self, StartError> {
         // The library wants a group of whoever is told its partitions; nothing is ever committed to this one.
-        let settings = config.consumer(node, &format!("rtc-control-{node}"));
-        let consumer: BaseConsumer<FollowContext> =
+        let settings = config.consumer(node, &format!("rtc-control-{node}"), FETCH_WAIT);
+        let mut consumer: BaseConsumer<FollowContext> =
             settings.create_with_context(FollowContext).map_err(|error| StartError::Settings(error.to_string()))?;
+        let parker = Parker::new();
+        let (waker, ender) = (parker.unparker().clone(), parker.unparker().clone());
+        consumer.set_nonempty_callback(move || waker.unpark());
         let is_stopping = Arc::new(AtomicBool::new(false));
         let counters = Arc::new(ControlCounters::default());
         let mut following = Following {
             consumer,
+            parker,
             bus,
             on_control,
             counters: Arc::clone(&counters),
@@ -95,7 +107,7 @@ impl Follower {
         };
         let thread = std::thread::Builder::new().name("kafka-control".to_owned()).spawn(move || following.run());
         let thread = thread.map_err(|error: io::Error| StartError::Thread(error))?;
-        Ok(Self { is_stopping, thread: Some(thread), counters })
+        Ok(Self { is_stopping, ender, thread: Some(thread), counters })
     }
 
     /// What is counted.
@@ -107,6 +119,7 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.is_stopping.store(true, Ordering::Relaxed);
+        self.ender.unpark();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -115,6 +128,7 @@ impl Drop for Follower {
 
 struct Following<F> {
     consumer: BaseConsumer<FollowContext>,
+    parker: Parker,
     bus: KafkaBus,
     on_control: F,
     counters: Arc<ControlCounters>,
@@ -126,12 +140,18 @@ impl<F: FnMut(Control)> Following<F> {
         if !self.await_topics() || !self.assign() {
             return;
         }
+        let mut empty_answers = 0;
         while !self.is_stopping.load(Ordering::Relaxed) {
-            match self.consumer.poll(NAP) {
+            match self.consumer.poll(Duration::ZERO) {
                 Some(Ok(message)) => Self::take(&message, &self.counters, &mut self.on_control),
                 Some(Err(error)) => tracing::debug!(%error, "kafka control topics"),
-                None => {}
+                None if empty_answers < EMPTY_ANSWERS => {
+                    empty_answers += 1;
+                    continue;
+                }
+                None => self.parker.park_timeout(NAP),
             }
+            empty_answers = 0;
         }
     }
 
@@ -153,7 +173,7 @@ impl<F: FnMut(Control)> Following<F> {
                     self.bus.want_topic(topic, 1);
                 }
             }
-            std::thread::sleep(NAP / 4);
+            self.parker.park_timeout(LOOK_INTERVAL);
         }
     }
 

@@ -9,19 +9,29 @@ use ring::NodeId;
 use crate::bus::{Address, Holder, Lane, Parcel, Record, RecordRef};
 use crate::shard::offset;
 use crate::shard::session::{Right, Session, Wishes};
-use crate::shard::slab::Key;
+use crate::shard::slab::{Key, Round};
 use crate::store::AnyStore;
 use crate::store::bounds::OFFSETS_RESERVED_MIN;
 use crate::store::request::StoreAnswer;
 
-use super::dispatcher::Dispatcher;
+use super::dispatcher::{Dispatcher, Rules};
 
 /// A login that is beaten to its generation asks again this often.
 const CLAIMS_MAX: u8 = 8;
 /// Sessions looked at in one tick for a claim that is due.
 const RENEWALS_PER_TICK: usize = 2_000;
+/// Rounds over all sessions in the time for which a claim reserves offsets. Those that are due are renewed together: a
+/// request that comes alone costs the store's thread, and the server, many times what it does among others.
+const ROUNDS_PER_CEILING: u64 = 12;
 /// A claim is renewed after this share of the time for which it reserves offsets.
 const RENEWALS_PER_CEILING: u64 = 2;
+/// A claim whose session needed no offset since is renewed after so many times that time: it has all those it reserved.
+const QUIET_CEILINGS: u64 = 2;
+/// The client of such a session is remembered for so many times as long at least as its claim is left alone.
+const QUIET_PER_MEMORY: u64 = 4;
+/// The last part of the time for which a claim reserves offsets: there offsets follow each other, not the clock, so that
+/// they suffice until it is renewed.
+const FOLLOWING_PER_CEILING: u64 = 3;
 
 /// How far a session is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,11 +95,27 @@ impl Claim {
         matches!(self.standing, Standing::Starting | Standing::Held)
     }
 
-    pub fn right(&self) -> Right {
+    pub fn right(&self, rules: &Rules) -> Right {
         match self.standing {
-            Standing::Starting | Standing::Held => Right { ceiling: self.ceiling, is_claimed: true },
-            _ => Right { ceiling: u64::MAX, is_claimed: false },
+            Standing::Starting | Standing::Held => {
+                let clock_until_ms =
+                    offset::moment(self.ceiling).saturating_sub(rules.ceiling_ms / FOLLOWING_PER_CEILING);
+                Right { ceiling: self.ceiling, clock_until_ms, is_claimed: true }
+            }
+            _ => Right { is_claimed: false, ..Right::UNBOUNDED },
         }
+    }
+
+    fn is_due(&self, session: &Session, rules: &Rules, now_ms: u64) -> bool {
+        let waited_ms = now_ms.saturating_sub(self.since_ms);
+        if self.standing != Standing::Held || waited_ms < rules.ceiling_ms / RENEWALS_PER_CEILING {
+            return false;
+        }
+        // Offsets follow the clock: whether one was given since the claim was asked for can be read from the last.
+        let has_moved = offset::moment(session.last_offset()).saturating_add(rules.ceiling_ms)
+            >= offset::moment(self.asked_ceiling);
+        let quiet_ms = (rules.ceiling_ms * QUIET_CEILINGS).min(rules.message_ttl_ms / QUIET_PER_MEMORY);
+        has_moved || session.has_come() || waited_ms >= quiet_ms
     }
 
     pub fn rare_mut(&mut self) -> &mut Rare {
@@ -239,20 +265,37 @@ impl Dispatcher {
     /// Claims are renewed long before the offsets they reserve are used up.
     pub(super) fn tick_claims(&mut self) {
         let now_ms = self.now.steady_ms;
-        let renew_ms = self.rules.ceiling_ms / RENEWALS_PER_CEILING;
         let slots = self.sessions.slots();
-        for _ in 0..slots.min(RENEWALS_PER_TICK) {
-            let index = self.renewed.step(slots);
-            let Some((key, _)) = self.sessions.at(index) else { continue };
-            let is_due = self.claims.get(index as usize).is_some_and(|claim| {
-                claim.standing == Standing::Held && now_ms.saturating_sub(claim.since_ms) >= renew_ms
-            });
-            if is_due {
+        for _ in 0..self.renewals.share(slots, self.rules.ceiling_ms / ROUNDS_PER_CEILING, now_ms) {
+            let index = self.renewals.round.step(slots);
+            let Some((key, session)) = self.sessions.at(index) else { continue };
+            if self.claims.get(index as usize).is_some_and(|claim| claim.is_due(session, &self.rules, now_ms)) {
                 self.ask_for_claim(key);
                 if let Some(claim) = self.claim_mut(key) {
                     claim.since_ms = now_ms;
                 }
             }
         }
+    }
+}
+
+/// How far the round over all sessions is in which claims are renewed.
+#[derive(Debug, Default)]
+pub(super) struct Renewals {
+    round: Round,
+    left: usize,
+    began_ms: u64,
+}
+
+impl Renewals {
+    /// How many sessions are to be looked at now: some until the round is over; the next begins an interval after it began.
+    fn share(&mut self, slots: usize, interval_ms: u64, now_ms: u64) -> usize {
+        if self.left == 0 && now_ms.saturating_sub(self.began_ms) >= interval_ms {
+            self.began_ms = now_ms;
+            self.left = slots;
+        }
+        let share = self.left.min(RENEWALS_PER_TICK);
+        self.left -= share;
+        share
     }
 }

@@ -19,12 +19,12 @@ use crate::protocol::{AckStatus, ErrorCode};
 use crate::shard::answers::Answers;
 use crate::shard::origin::Origin;
 use crate::shard::session::{Session, Start};
-use crate::shard::slab::{Key, Round, Slab};
+use crate::shard::slab::{Key, Slab};
 use crate::shard::{Disconnect, SessionLimits};
 use crate::store::request::{StoreAnswer, StoreRequest, Ticket, Whom};
 use crate::store::{AnyStore, BufferFull};
 
-use super::claim::Claim;
+use super::claim::{Claim, Renewals};
 use super::crossings::Crossings;
 use super::fences::PassingFence;
 use super::paths::Paths;
@@ -56,7 +56,7 @@ pub struct Rules {
     pub claim_wait_ms: u64,
     /// How long it waits for the former holder.
     pub takeover_wait_ms: u64,
-    /// How far ahead of the clock a claim reserves offsets; it is renewed twice in that time.
+    /// How far ahead of the clock a claim reserves offsets; it is renewed twice in that time, unless none was needed.
     pub ceiling_ms: u64,
     /// Partitions for clients in each node's topic.
     pub lanes: u16,
@@ -113,7 +113,7 @@ pub struct Dispatcher {
     pub(super) parting: Vec<Key>,
     // Sessions whose login is under way.
     pub(super) opening: Vec<Key>,
-    pub(super) renewed: Round,
+    pub(super) renewals: Renewals,
     pub(super) generation: u64,
     pub(super) waiting: Waiting,
     pub(super) paths: Paths,
@@ -160,7 +160,7 @@ impl Dispatcher {
             claims: Vec::new(),
             parting: Vec::new(),
             opening: Vec::new(),
-            renewed: Round::default(),
+            renewals: Renewals::default(),
             generation: 0,
             waiting: Waiting::default(),
             paths: Paths::new(rules.lanes),

@@ -7,7 +7,7 @@ use crate::shard::slab::{Key, Slab};
 use crate::store::AnyStore;
 use crate::store::request::{StoreAnswer, Ticket};
 
-use super::claim::{Claim, Standing};
+use super::claim::Standing;
 use super::dispatcher::Dispatcher;
 
 impl Dispatcher {
@@ -47,7 +47,7 @@ impl Dispatcher {
         if self.store.is_local() {
             return Right::UNBOUNDED;
         }
-        self.claim(key).map_or(Right { ceiling: 0, is_claimed: false }, Claim::right)
+        self.claim(key).map_or(Right::NONE, |claim| claim.right(&self.rules))
     }
 
     /// From here on what the session asks of the store is asked in its name.

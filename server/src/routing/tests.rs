@@ -311,3 +311,50 @@ fn what_the_store_refuses_and_must_keep_is_asked_again_ever_less_often_and_in_or
     }
     assert_eq!(kept, expected);
 }
+
+/// Lets so many seconds pass, a tick each; the moments at which the claim was renewed, which it is granted.
+fn renewals(node: &mut Dispatcher, seconds: u64) -> Vec<u64> {
+    let mut moments = Vec::new();
+    for _ in 0..seconds {
+        node.now.steady_ms += 1_000;
+        node.now.wall_ms += 1_000;
+        node.tick();
+        for (ticket, request) in asked(node) {
+            let StoreRequest::Claim { generation, .. } = request else { panic!("{request:?}") };
+            moments.push(node.now.steady_ms / 1_000);
+            let (unreleased, is_known, has_messages) = (Vec::new(), true, false);
+            let answer =
+                StoreAnswer::Claimed { generation, unreleased, last_offset: 0, lost_offset: 0, is_known, has_messages };
+            node.on_store(ticket, answer);
+        }
+    }
+    moments
+}
+
+#[test]
+fn a_claim_is_renewed_in_time_and_seldom_where_no_offset_was_needed() {
+    let mut node = dispatcher("n0");
+    log_in(&mut node, 0);
+    // Its client may have come from elsewhere, which is over with the first renewal.
+    assert_eq!(renewals(&mut node, 200), [30, 150]);
+    accept(&mut node, "m1");
+    // A message came: there is a renewal as soon as one may be.
+    assert_eq!(renewals(&mut node, 60), [205]);
+}
+
+#[test]
+fn a_claim_left_alone_has_offsets_for_what_comes_all_at_once() {
+    let mut node = dispatcher("n0");
+    log_in(&mut node, 0);
+    assert_eq!(renewals(&mut node, 140), [30]);
+    let hash = node.hash_of("b");
+    let key = node.find_session(hash, "b").unwrap();
+    let ceiling = node.right(key).ceiling;
+    assert!(ceiling < crate::shard::offset::at(node.now.wall_ms), "it is no longer ahead of the clock");
+    for number in 0..RULES.session.outbox.messages {
+        accept(&mut node, &format!("m{number}"));
+    }
+    let session = node.session_mut(key).unwrap();
+    assert!(session.last_offset() < ceiling);
+    assert!(!session.is_behind(), "delivery is live");
+}

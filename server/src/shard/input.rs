@@ -160,6 +160,7 @@ impl State {
         patience: Patience,
     ) -> Result<usize, Disconnect> {
         let mut at = start;
+        let mut has_text = false;
         while at < buf.len() {
             if self.is_congested() || (patience == Patience::Fresh && self.must_pause(sender.session)) {
                 return Ok(at);
@@ -168,13 +169,18 @@ impl State {
             at += decoded.consumed;
             match decoded.event {
                 None => break,
-                Some(Event::Text(text)) => self.take_text(sender, &mut active.replies, text),
+                Some(Event::Text(text)) => {
+                    has_text = true;
+                    self.take_text(sender, &mut active.replies, text);
+                }
                 Some(Event::Binary(_)) => return Err(Disconnect::Binary),
                 Some(Event::Ping(bytes)) => encode_frame(&mut active.replies, Opcode::Pong, bytes),
                 Some(Event::Pong(_)) => {}
                 Some(Event::Close(frame)) => return Err(Disconnect::PeerClosed(frame.map(|frame| frame.code))),
             }
         }
+        // A peer that only says that it is there has no more to say for a while: its task need not wait for it.
+        active.must_park |= !has_text && active.decoder.is_between_messages();
         Ok(buf.len())
     }
 

@@ -15,12 +15,13 @@
 //! | [`session`] | a client's state without its socket (pure) |
 //! | [`outbox`], [`recent`], [`offset`], [`answers`], [`origin`] | what a session is made of (pure) |
 //! | [`mailbox`], [`handover`] | how shards talk, and about what |
-//! | `buffers`, [`slab`], `clock`, `disconnect` | what all of them lean on |
+//! | `buffers`, [`slab`], `clock`, `deadlines`, `disconnect` | what all of them lean on |
 
 pub mod answers;
 mod buffers;
 mod clock;
 mod connection;
+mod deadlines;
 mod delivery;
 mod disconnect;
 mod drain;

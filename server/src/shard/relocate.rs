@@ -11,10 +11,13 @@ use ring::{NodeId, Ring};
 use crate::protocol::{ReconnectAdvice, Replies};
 
 use super::clock::{TICK, Tick};
+use super::connection::Purpose;
 use super::disconnect::Disconnect;
-use super::slab::Key;
+use super::slab::{Key, Round};
 use super::state::State;
 
+/// Over how long all clients are looked at for where they belong: how late one is advised where there is room.
+const ROUND: Duration = Duration::from_secs(2);
 /// How long an advised client may take to move before its connection here is closed.
 const GRACE: Duration = Duration::from_secs(10);
 /// Nobody is advised for so long after the ring has lost a node: what a client has sent may wait in that node's topic to be
@@ -25,6 +28,7 @@ const LOSS_PAUSE: Duration = Duration::from_secs(20);
 #[derive(Default)]
 pub(super) struct Moves {
     allowance: f64,
+    looked_at: Round,
     // Connections whose clients were advised to move, oldest first, and where to.
     advised: VecDeque<(Tick, Key, NodeId)>,
     ring: Option<Arc<Ring>>,
@@ -67,13 +71,32 @@ impl State {
                 held.clear_advised();
             }
         }
+        self.advise_some();
     }
 
-    /// Advises a client to move, if it should and there is room for one more.
-    pub(super) fn relocate_session(&mut self, connection: Key, session: Key) {
-        if self.moves.allowance < 1.0 || self.drain.is_some() || self.moves.is_paused(self.clock.tick) {
+    /// One tick's share of a round over all clients, as far as there is room to advise them.
+    fn advise_some(&mut self) {
+        if self.drain.is_some() || self.moves.is_paused(self.clock.tick) || self.dispatch.ring().is_none() {
             return;
         }
+        let ticks = usize::try_from(ROUND.as_millis() / TICK.as_millis()).unwrap_or(1).max(1);
+        let slots = self.connections.slots();
+        for _ in 0..slots.div_ceil(ticks) {
+            if self.moves.allowance < 1.0 {
+                // The next tick goes on here.
+                return;
+            }
+            let index = self.moves.looked_at.step(slots);
+            if let Some((key, connection)) = self.connections.at(index)
+                && let Purpose::Session(session) = connection.purpose
+            {
+                self.advise_move(key, session);
+            }
+        }
+    }
+
+    /// Advises a client to move, if it should.
+    fn advise_move(&mut self, connection: Key, session: Key) {
         let Some(links) = &self.links else { return };
         let Some(owner) = self.dispatch.owner_elsewhere(session) else { return };
         let membership = links.membership.load();
@@ -106,7 +129,7 @@ impl State {
 
     fn session_on(&self, connection: Key) -> Option<Key> {
         match self.connections.get(connection)?.purpose {
-            super::connection::Purpose::Session(session) => Some(session),
+            Purpose::Session(session) => Some(session),
             _ => None,
         }
     }

@@ -39,13 +39,17 @@ pub struct SessionLimits {
 pub struct Right {
     /// The highest offset it may give.
     pub ceiling: u64,
+    /// Its offsets follow the clock up to this moment, in milliseconds since 1970, and each other beyond.
+    pub clock_until_ms: u64,
     /// False while its client is not claimed: nothing can be given to the store.
     pub is_claimed: bool,
 }
 
 impl Right {
     /// That of a node which runs alone.
-    pub const UNBOUNDED: Self = Self { ceiling: u64::MAX, is_claimed: true };
+    pub const UNBOUNDED: Self = Self { ceiling: u64::MAX, clock_until_ms: u64::MAX, is_claimed: true };
+    /// That of nobody.
+    pub const NONE: Self = Self { ceiling: 0, clock_until_ms: 0, is_claimed: false };
 }
 
 /// What a client asked for when it connected.
@@ -368,13 +372,24 @@ impl Session {
 
     /// Frees what a quiet session need not keep: an empty outbox and names nobody has repeated for `quiet_ms`.
     pub fn rest(&mut self, quiet_ms: u64, now_ms: u64) {
-        let is_quiet = self.delivery.as_ref().is_some_and(|delivery| {
-            let is_settled = delivery.pending.is_empty() && !delivery.is_behind;
-            delivery.outbox.is_empty() && is_settled && now_ms.saturating_sub(delivery.moved_ms) >= quiet_ms
-        });
-        if is_quiet {
+        let is_settled = self.delivery.as_ref().is_some_and(|delivery| delivery.is_settled());
+        if is_settled && self.rests_in(quiet_ms, now_ms) == Some(0) {
             self.delivery = None;
         }
+    }
+
+    /// After how many milliseconds time alone changes something here: 0 while anything is under way, none once it rests.
+    pub fn rests_in(&self, quiet_ms: u64, now_ms: u64) -> Option<u64> {
+        let delivery = self.delivery.as_deref()?;
+        let quiet_at = delivery.moved_ms.saturating_add(quiet_ms);
+        Some(if delivery.is_settled() { quiet_at.saturating_sub(now_ms) } else { 0 })
+    }
+}
+
+impl Delivery {
+    /// True when nothing is under way: what is left are names.
+    fn is_settled(&self) -> bool {
+        self.outbox.is_empty() && self.pending.is_empty() && !self.is_behind
     }
 }
 

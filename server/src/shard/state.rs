@@ -23,6 +23,7 @@ use crate::store::StoreLimits;
 use super::buffers::Pool;
 use super::clock::Clock;
 use super::connection::{Active, Connection, Ending, Purpose, Step};
+use super::deadlines::Deadlines;
 use super::disconnect::Disconnect;
 use super::drain::Drain;
 use super::handover::{ClientView, Mail};
@@ -31,7 +32,7 @@ use super::mailbox;
 use super::opening::OpeningRules;
 use super::relocate::Moves;
 use super::session::{Session, SessionLimits};
-use super::slab::{Key, Round, Slab};
+use super::slab::{Key, Slab};
 
 /// Replies that may wait for a peer that does not read; beyond that the node does not read from it either.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
@@ -116,7 +117,7 @@ pub(super) struct State {
     // Connections that hold input back until something else has moved.
     pub paused: Vec<Key>,
     pub accept_allowance: f64,
-    pub swept: Round,
+    pub deadlines: Deadlines,
     pub ticks: u64,
     pub names: u64,
     // Room for the id of whoever sends, reused.
@@ -182,6 +183,7 @@ impl State {
             active: Some(active),
         };
         let key = self.connections.insert(connection);
+        self.deadlines.set(key.index, self.clock.tick);
         self.counters.connections.set(self.connections.len() as u64);
         key
     }
@@ -194,7 +196,7 @@ impl State {
         if !is_readable && !is_hung_up && !connection.active.as_ref().is_some_and(|active| active.is_blocked) {
             return;
         }
-        let active = connection.active.get_or_insert_with(|| Box::new(Active::new(limit)));
+        let active = activate(&mut connection.active, limit, || self.deadlines.hasten(key.index, self.clock.tick));
         active.is_readable |= is_readable || is_hung_up;
         active.is_hung_up |= is_hung_up;
         if is_writable || is_hung_up {
@@ -211,7 +213,7 @@ impl State {
             // Its task is at work on its input this very moment, and looks again after.
             return;
         }
-        let active = connection.active.get_or_insert_with(|| Box::new(Active::new(limit)));
+        let active = activate(&mut connection.active, limit, || self.deadlines.hasten(key.index, self.clock.tick));
         if active.has_task {
             active.wake();
         } else {
@@ -378,7 +380,7 @@ impl State {
         self.log_out(key);
         let Some(connection) = self.connections.get_mut(key) else { return };
         let limit = self.settings.message_bytes_max;
-        let active = connection.active.get_or_insert_with(|| Box::new(Active::new(limit)));
+        let active = activate(&mut connection.active, limit, || self.deadlines.hasten(key.index, self.clock.tick));
         if active.ending == Ending::None {
             reason.counter(&self.counters).add(1);
             connection.heard_at = self.clock.tick;
@@ -474,6 +476,14 @@ impl State {
             receiver_acks: session.receiver_acks(),
         }
     }
+}
+
+/// What a connection needs while it is busy; `hasten` is called for one that was idle.
+fn activate(active: &mut Option<Box<Active>>, frame_bytes_max: usize, hasten: impl FnOnce()) -> &mut Active {
+    active.get_or_insert_with(|| {
+        hasten();
+        Box::new(Active::new(frame_bytes_max))
+    })
 }
 
 fn is_transient(error: &io::Error) -> bool {

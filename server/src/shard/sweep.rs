@@ -1,11 +1,11 @@
-//! What happens with time: pings, deadlines, overdue acks, rest. A coarse round over all connections twice a second,
-//! a slice of it per tick: that costs some ten nanoseconds per connection and round, and an idle one no timer of its own.
+//! What happens with time: pings, deadlines, overdue acks, rest. A coarse round twice a second, a slice of it per tick, over
+//! the connections that may be due: busy ones each time, an idle one when its silence has been long enough.
 
 use std::time::Duration;
 
 use websocket::{Opcode, encode_frame};
 
-use super::clock::TICK;
+use super::clock::{TICK, Tick};
 use super::connection::{Ending, Purpose};
 use super::disconnect::Disconnect;
 use super::slab::Key;
@@ -26,12 +26,14 @@ impl State {
     /// One tick's share of a round.
     pub(super) fn sweep(&mut self) {
         let ticks = usize::try_from(ROUND.as_millis() / TICK.as_millis()).unwrap_or(1).max(1);
-        let share = self.connections.slots().div_ceil(ticks);
-        for _ in 0..share {
-            let index = self.swept.step(self.connections.slots());
-            if let Some((key, _)) = self.connections.at(index) {
-                self.sweep_connection(key);
-            }
+        let mut share = self.deadlines.slots().div_ceil(ticks);
+        while let Some(index) = self.deadlines.next_due(&mut share, self.clock.tick) {
+            let key = self.connections.at(index).map(|(key, _)| key);
+            let next = key.map_or(Tick::NEVER, |key| {
+                self.look_at(key);
+                self.next_look(key)
+            });
+            self.deadlines.set(index, next);
         }
         if let Some(store) = self.dispatch.local_store() {
             self.counters.expired.add(store.expire(self.clock.wall_ms, BUFFERS_PER_TICK));
@@ -42,7 +44,27 @@ impl State {
         self.settle_dispatch();
     }
 
-    fn sweep_connection(&mut self, key: Key) {
+    /// When a connection must be looked at next, if nothing is heard of its peer until then. A busy one in each round.
+    fn next_look(&self, key: Key) -> Tick {
+        let now = self.clock.tick;
+        let Some(connection) = self.connections.get(key) else { return Tick::NEVER };
+        if connection.active.is_some() {
+            return now;
+        }
+        let settings = &self.settings;
+        let silence = match connection.purpose {
+            Purpose::Opening => settings.handshake_timeout,
+            _ if connection.is_pinged => settings.ping_interval + settings.pong_timeout,
+            _ => settings.ping_interval,
+        };
+        let heard = connection.heard_at.after(silence);
+        let Purpose::Session(session) = connection.purpose else { return heard };
+        let rests_in =
+            self.dispatch.sessions().get(session).and_then(|session| session.rests_in(REMEMBER_MS, self.clock.wall_ms));
+        rests_in.map_or(heard, |millis| heard.min(now.after(Duration::from_millis(millis))))
+    }
+
+    fn look_at(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         let silent = self.clock.tick.since(connection.heard_at);
         if let Some(active) = connection.active.as_deref_mut() {
@@ -70,7 +92,6 @@ impl State {
             Purpose::Echo => self.keep_alive(key, silent),
             Purpose::Session(session) => {
                 self.sweep_session(key, session);
-                self.relocate_session(key, session);
                 self.keep_alive(key, silent);
             }
         }
@@ -94,6 +115,13 @@ impl State {
         }
     }
 
+    /// Its task ends when what is to be written is written.
+    fn park_soon(&mut self, key: Key) {
+        if let Some(active) = self.connections.get_mut(key).and_then(|connection| connection.active.as_deref_mut()) {
+            active.must_park = true;
+        }
+    }
+
     fn keep_alive(&mut self, key: Key, silent: Duration) {
         if silent < self.settings.ping_interval {
             return;
@@ -102,6 +130,7 @@ impl State {
         if !connection.is_pinged {
             connection.is_pinged = true;
             self.reply(key, |replies| encode_frame(replies, Opcode::Ping, b""));
+            self.park_soon(key);
         } else if silent >= self.settings.ping_interval + self.settings.pong_timeout {
             self.close(key, Disconnect::NoPong);
         }

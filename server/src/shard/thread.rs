@@ -209,7 +209,7 @@ fn new_state(parts: &Parts) -> State {
         to_start: Vec::new(),
         paused: Vec::new(),
         accept_allowance: f64::from(parts.settings.accepts_per_second),
-        swept: super::slab::Round::default(),
+        deadlines: super::deadlines::Deadlines::default(),
         ticks: 0,
         names: 0,
         sender_id: String::new(),

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use rim::lease::LEASE_TIME;
 use ring::control::Heartbeat;
 use ring::{NodeId, NodeWeights, RingVersion};
 use rtc_server::load::Load;
-use rtc_server::store::redis::lease::LEASE_TIME;
 use rtc_server::store::redis::membership::{
     Claimed, Event, Figures, Identity, Members, claim_node_id, new_incarnation,
 };

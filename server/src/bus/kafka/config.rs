@@ -1,5 +1,7 @@
 //! How Kafka is spoken to: what may be configured, and the settings of the clients that follow from it.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use ring::NodeId;
@@ -99,6 +101,8 @@ impl Config {
             .set("reconnect.backoff.max.ms", "1000")
             .set("retry.backoff.ms", "100")
             .set("retry.backoff.max.ms", "1000")
+            // Nobody at the brokers asks how the clients are: what is counted is on the page of metrics.
+            .set("enable.metrics.push", "false")
             .set_log_level(RDKafkaLogLevel::Warning);
         client
     }
@@ -136,8 +140,9 @@ impl Config {
         self.with_options(client)
     }
 
-    /// Settings of a consumer that is told its partitions and commits when told to.
-    pub(in crate::bus) fn consumer(&self, node: &NodeId, group: &str) -> ClientConfig {
+    /// Settings of a consumer that is told its partitions and commits when told to. A fetch is answered as soon as there is
+    /// anything, and after `fetch_wait` with nothing: only a partition that is resumed meanwhile must wait for the next one.
+    pub(in crate::bus) fn consumer(&self, node: &NodeId, group: &str, fetch_wait: Duration) -> ClientConfig {
         let mut client = self.client(node);
         client
             .set("group.id", group)
@@ -146,10 +151,8 @@ impl Config {
             .set("auto.offset.reset", "earliest")
             .set("enable.partition.eof", "false")
             .set("isolation.level", "read_committed")
-            // A fetch is answered as soon as there is anything. With nothing it stays open, and a partition that is resumed
-            // meanwhile must wait for the next one.
             .set("fetch.min.bytes", "1")
-            .set("fetch.wait.max.ms", "100")
+            .set("fetch.wait.max.ms", fetch_wait.as_millis().to_string())
             .set("fetch.error.backoff.ms", "100")
             .set("fetch.queue.backoff.ms", "10")
             .set("queued.min.messages", "10000")

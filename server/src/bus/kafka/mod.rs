@@ -181,6 +181,8 @@ pub struct Kafka {
     producer: Option<JoinHandle<usize>>,
     reader: Option<JoinHandle<()>>,
     topics: Option<JoinHandle<()>>,
+    // What the thread that looks after topics is woken with.
+    own: Wanted,
 }
 
 impl Kafka {
@@ -243,7 +245,7 @@ impl Kafka {
         let topics = topics::Parts {
             config: config.clone(),
             node: node.clone(),
-            own,
+            own: own.clone(),
             wanted: wanted_end,
             on_found: Box::new(on_found),
             health,
@@ -261,7 +263,7 @@ impl Kafka {
             shared: Arc::clone(&shared),
         };
         let mut kafka =
-            Self { bus: KafkaBus { shared }, is_stopping, orders, producer: None, reader: None, topics: None };
+            Self { bus: KafkaBus { shared }, is_stopping, orders, producer: None, reader: None, topics: None, own };
         kafka.producer = Some(thread("kafka-out", move || producer::run(sending))?);
         kafka.reader = Some(thread("kafka-in", move || reading.run())?);
         kafka.topics = Some(thread("kafka-topics", move || topics.run())?);
@@ -312,6 +314,8 @@ impl Kafka {
         if unconfirmed > 0 {
             tracing::warn!(unconfirmed, "records were not confirmed by kafka before the end");
         }
+        // Full, it is awake.
+        let _ = self.bus.shared.topics.try_send(self.own.clone());
         if let Some(topics) = self.topics.take() {
             let _ = topics.join();
         }

@@ -33,8 +33,8 @@ const PACE: Duration = Duration::from_millis(2);
 const REPORT_INTERVAL: Duration = Duration::from_millis(1);
 /// The same when none have come for a while.
 const REPORT_INTERVAL_MAX: Duration = Duration::from_millis(16);
-/// The longest it sleeps with nothing to do.
-const NAP: Duration = Duration::from_millis(100);
+/// The longest it sleeps with nothing to do: items and orders wake it, only what the library complains of does not.
+const NAP: Duration = Duration::from_millis(500);
 /// Producers are not rebuilt more often than this.
 const REBUILD_INTERVAL: Duration = Duration::from_secs(1);
 /// How long before a topic that could not be asked for is asked for again.

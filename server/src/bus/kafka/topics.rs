@@ -15,6 +15,7 @@ use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
 use ring::NodeId;
 
 use super::config::Config;
@@ -33,7 +34,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const CREATED_INTERVAL: Duration = Duration::from_millis(50);
 /// At most one topic is created in so long.
 const CREATE_INTERVAL: Duration = Duration::from_millis(100);
-/// The longest the thread sleeps, and so how soon it notices that it is to end.
+/// How long the client that creates topics is kept when nothing more is asked of it: the binding gives it a thread that
+/// looks for answers ten times a second.
+const ADMIN_IDLE: Duration = Duration::from_secs(10);
+/// How soon the thread notices that it is to end when nobody can tell it.
 const NAP: Duration = Duration::from_millis(200);
 
 /// A topic somebody needs.
@@ -58,7 +62,7 @@ pub struct Parts {
     pub node: NodeId,
     /// This node's own topic: where it does not fit, nothing works.
     pub own: Wanted,
-    /// Topics that somebody needs.
+    /// Topics that somebody needs. To be woken for its end the thread is asked for one.
     pub wanted: Receiver<Wanted>,
     /// Is told of each topic that is there, and how many partitions it has. Must not wait.
     pub on_found: Box<OnFound>,
@@ -70,6 +74,7 @@ pub struct Parts {
     pub is_stopping: Arc<AtomicBool>,
 }
 
+#[derive(Clone)]
 struct TopicsContext {
     health: Arc<Health>,
 }
@@ -84,10 +89,20 @@ impl ClientContext for TopicsContext {
     }
 }
 
+// It asks, and sends nothing.
+impl ProducerContext for TopicsContext {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _result: &DeliveryResult<'_>, (): ()) {}
+}
+
 /// The thread's state, ready to run.
 pub struct Topics {
     parts: Parts,
-    admin: AdminClient<TopicsContext>,
+    client: BaseProducer<TopicsContext>,
+    // Only while topics are created or looked at closely.
+    admin: Option<AdminClient<TopicsContext>>,
+    admin_used_at: Instant,
     pending: VecDeque<(Wanted, Instant)>,
     probe_at: Instant,
     create_at: Instant,
@@ -101,11 +116,11 @@ pub struct Topics {
 /// When the client library refuses its settings.
 pub fn prepare(parts: Parts) -> Result<Topics, KafkaError> {
     let context = TopicsContext { health: Arc::clone(&parts.health) };
-    let admin = parts.config.topics(&parts.node).create_with_context(context)?;
+    let client = parts.config.topics(&parts.node).create_with_context(context)?;
     let now = Instant::now();
     let pending = VecDeque::from([(parts.own.clone(), now)]);
     let (down, misfit) = (Complaint::default(), Complaint::default());
-    Ok(Topics { parts, admin, pending, probe_at: now, create_at: now, down, misfit })
+    Ok(Topics { parts, client, admin: None, admin_used_at: now, pending, probe_at: now, create_at: now, down, misfit })
 }
 
 /// How it stands with a topic.
@@ -130,7 +145,7 @@ impl Topics {
         let now = Instant::now();
         let due = self.pending.iter().map(|(_, due)| *due).min();
         let wake_at = due.unwrap_or(self.probe_at).min(self.probe_at);
-        match self.parts.wanted.recv_timeout(wake_at.saturating_duration_since(now).min(NAP)) {
+        match self.parts.wanted.recv_timeout(wake_at.saturating_duration_since(now)) {
             Ok(wanted) => self.take(wanted),
             Err(RecvTimeoutError::Timeout) => {}
             // Nobody will ever want anything again; the probes go on until the end is told.
@@ -156,6 +171,20 @@ impl Topics {
         if Instant::now() >= self.probe_at {
             self.probe();
         }
+        // What the library complains of is heard here.
+        self.client.poll(Duration::ZERO);
+        if self.pending.is_empty() && self.admin_used_at.elapsed() >= ADMIN_IDLE {
+            self.admin = None;
+        }
+    }
+
+    fn admin(&mut self) -> Result<&AdminClient<TopicsContext>, KafkaError> {
+        self.admin_used_at = Instant::now();
+        if self.admin.is_none() {
+            let context = TopicsContext { health: Arc::clone(&self.parts.health) };
+            self.admin = Some(self.parts.config.topics(&self.parts.node).create_with_context(context)?);
+        }
+        self.admin.as_ref().ok_or(KafkaError::Canceled)
     }
 
     fn take(&mut self, wanted: Wanted) {
@@ -166,7 +195,7 @@ impl Topics {
 
     fn probe(&mut self) {
         // The cluster's id is in every answer, and asking for it names no topic.
-        let answer = self.admin.inner().fetch_metadata(Some(&self.parts.own.topic), ANSWER_TIMEOUT).map(|_| ());
+        let answer = self.client.client().fetch_metadata(Some(&self.parts.own.topic), ANSWER_TIMEOUT).map(|_| ());
         self.note(answer);
     }
 
@@ -225,7 +254,7 @@ impl Topics {
     }
 
     fn standing(&self, topic: &str) -> Result<Standing, KafkaError> {
-        let metadata = self.admin.inner().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
+        let metadata = self.client.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
         let Some(found) = metadata.topics().first() else { return Ok(Standing::Missing) };
         if let Some(error) = found.error() {
             return match RDKafkaErrorCode::from(error) {
@@ -252,7 +281,7 @@ impl Topics {
             topic = topic.set("max.message.bytes", &bytes_max);
         }
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT)).operation_timeout(Some(ANSWER_TIMEOUT));
-        let results = block_on(self.admin.create_topics([&topic], &options))?;
+        let results = block_on(self.admin()?.create_topics([&topic], &options))?;
         match results.into_iter().next() {
             None | Some(Ok(_)) => {
                 self.parts.counters.topics.created.add(1);
@@ -266,14 +295,14 @@ impl Topics {
     }
 
     /// Why a topic that is there cannot be used, with the cure.
-    fn misfit_of(&self, wanted: &Wanted) -> Option<String> {
+    fn misfit_of(&mut self, wanted: &Wanted) -> Option<String> {
         if !wanted.takes_batches {
             return None;
         }
         let needed = self.parts.config.topic_bytes_max();
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT));
         let specifier = ResourceSpecifier::Topic(&wanted.topic);
-        let described = block_on(self.admin.describe_configs([&specifier], &options));
+        let described = self.admin().and_then(|admin| block_on(admin.describe_configs([&specifier], &options)));
         let value = match described.map(|resources| resources.into_iter().next()) {
             Ok(Some(Ok(resource))) => resource.get("max.message.bytes").and_then(|entry| entry.value.clone()),
             // Not everybody may ask. Then a record that is too large is told by the one that has to send it.

@@ -6,7 +6,7 @@ use std::task::Poll;
 
 use crate::protocol::{AckStatus, Envelope};
 use crate::shard::answers::Answers;
-use crate::shard::offset::{self, next_offset};
+use crate::shard::offset::next_offset;
 use crate::shard::origin::Origin;
 use crate::shard::outbox::Entry;
 use crate::store::{Appended, BufferFull, Kept, Room, Store};
@@ -82,7 +82,7 @@ impl Session {
         now_ms: u64,
         answers: &mut Answers,
     ) -> Accepted {
-        let offset = next_offset(self.last_offset, now_ms.min(offset::moment(right.ceiling)));
+        let offset = next_offset(self.last_offset, now_ms.min(right.clock_until_ms));
         let receiver_acks = self.receiver_acks;
         let delivery = self.delivery_mut(now_ms);
         if !delivery.recent.insert(inbound.identity) {

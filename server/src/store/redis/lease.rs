@@ -59,6 +59,11 @@ pub fn lease(key: String, owner: String) -> (Lease, LeaseKeeper) {
 }
 
 impl LeaseKeeper {
+    /// When there is something to ask.
+    pub fn ask_at(&self) -> Instant {
+        self.ask_at
+    }
+
     /// Asks for the lease when it is time, or gives it back. Returns false when nobody wants it any more.
     ///
     /// # Errors

@@ -30,8 +30,8 @@ const BEAT_KEPT_S: u64 = SILENCE_MS_MAX / 1000 + 4;
 const SILENT_KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// How long a reply may take: a heartbeat that waits longer is late anyway.
 const REPLY_LIMIT: Duration = Duration::from_secs(2);
-/// How often the thread looks after leases.
-const STEP: Duration = Duration::from_millis(200);
+/// The longest the thread sleeps: how late a lease is given back that nobody wants any more.
+const STEP: Duration = Duration::from_secs(1);
 /// How often an id that may still be in use is asked for again.
 const CLAIM_INTERVAL: Duration = Duration::from_millis(250);
 /// Leases that one node may want.
@@ -289,6 +289,7 @@ impl Keeper {
             true => self.beat_at,
             false => self.claim_at,
         };
+        let next = self.leases.iter().map(LeaseKeeper::ask_at).fold(next, Instant::min);
         next.saturating_duration_since(Instant::now()).min(STEP)
     }
 

@@ -42,8 +42,8 @@ const UNDELIVERED_MAX: usize = 4096;
 const ATTEMPTS_MAX: u32 = 3;
 /// How long a reply may take before the connection is given up. What was asked is asked again.
 pub(super) const REPLY_LIMIT: Duration = Duration::from_secs(5);
-/// How long the thread sleeps when there is nothing to do.
-const IDLE_WAIT: Duration = Duration::from_millis(200);
+/// How long the thread sleeps when there is nothing to do, and so how soon it notices that it is to end.
+const IDLE_WAIT: Duration = Duration::from_millis(500);
 /// How long it sleeps when a shard has no room.
 const FULL_WAIT: Duration = Duration::from_millis(1);
 
