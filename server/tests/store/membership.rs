@@ -217,7 +217,7 @@ fn a_lease_has_one_holder_and_its_token_rises() {
 fn a_leases_token_rises_though_the_store_has_lost_what_it_counted() {
     let Some(server) = RedisServer::start(Disk::Lazy) else { return };
     let node = start(&server.url(), "a");
-    let key = keys::consume(&id("a"));
+    let key = rim::lease::topic_key("a");
     let lease = node.members.lease(key.clone()).unwrap();
     eventually("it is held", || lease.token().is_some());
     let mut last = lease.token().unwrap();
