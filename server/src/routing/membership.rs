@@ -45,6 +45,11 @@ impl Membership {
         self.is_known && !self.is_alive(node, incarnation)
     }
 
+    /// True when the same lives are alive in both, whatever they tell of themselves.
+    pub fn has_same_lives(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().all(|(node, member)| other.is_alive(node, member.incarnation))
+    }
+
     /// What `node` has told.
     pub fn member(&self, node: &NodeId) -> Option<&Member> {
         self.nodes.get(node)
@@ -148,6 +153,18 @@ mod tests {
 
     fn member(name: &str, incarnation: u64) -> (NodeId, Member) {
         (NodeId::new(name).unwrap(), Member { incarnation, url: None, zone: None, ring_version: None })
+    }
+
+    #[test]
+    fn the_same_lives_may_tell_other_things() {
+        let of = |members: Vec<(NodeId, Member)>| Membership { nodes: members.into_iter().collect(), is_known: true };
+        let (a, before) = member("a", 1);
+        let after = Member { ring_version: RingVersion::new(2).ok(), ..before.clone() };
+        let (old, new) = (of(vec![(a.clone(), before)]), of(vec![(a, after)]));
+        assert!(old != new && old.has_same_lives(&new));
+        assert!(!old.has_same_lives(&of(vec![member("a", 2)])));
+        assert!(!old.has_same_lives(&of(vec![member("a", 1), member("b", 1)])));
+        assert!(!old.has_same_lives(&of(vec![])));
     }
 
     #[test]

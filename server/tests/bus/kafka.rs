@@ -104,8 +104,10 @@ fn nothing_is_read_without_the_lease_nor_by_an_outdated_one() {
     node.lease.set(7);
     node.send(&id, "client", 0);
     let (_, arrived) = node.next();
+    assert_eq!(node.bus().counters().reader.reading.value(), 1);
     node.lease.set(0);
     eventually("reading has ended", || node.bus().counters().reader.unfinished.value() == 0);
+    assert_eq!(node.bus().counters().reader.reading.value(), 0);
     node.send(&id, "client", 1);
     node.produced(2);
     assert!(node.next_within(SILENCE).is_none());
@@ -122,6 +124,7 @@ fn nothing_is_read_without_the_lease_nor_by_an_outdated_one() {
     outdated.send(&id, "client", 2);
     outdated.produced(1);
     assert!(outdated.next_within(SILENCE).is_none());
+    assert_eq!(outdated.bus().counters().reader.reading.value(), 0);
     outdated.lease.set(9);
     assert_eq!(read(&outdated.next().1).1, 2);
 }

@@ -52,6 +52,7 @@ counters! { ReaderCounters: "Counted by the thread that reads.";
     commit_failures: Counter "rtc_socket_kafka_commit_failures_total" "" "Commits that failed and are tried again.",
     read_errors: Counter "rtc_socket_kafka_read_errors_total" "" "Errors while reading.",
     assignments: Counter "rtc_socket_kafka_assignments_total" "" "Times the reading of this node's topic began.",
+    reading: Gauge "rtc_socket_kafka_reading" "" "1 while this node's topic is read.",
     lag_ms: Gauge "rtc_socket_kafka_lag_milliseconds" "" "Age of what is being read from this node's topic.",
 }
 

@@ -324,6 +324,7 @@ impl Reader {
         self.fences.clear();
         self.phase = Phase::Reading(token);
         self.parts.shared.counters.reader.assignments.add(1);
+        self.parts.shared.counters.reader.reading.set(1);
         tracing::info!(topic = self.topic, partitions, token, "this node's topic is read");
         Ok(())
     }
@@ -352,6 +353,7 @@ impl Reader {
             tracing::debug!(%error, "kafka unassign");
         }
         self.phase = Phase::Waiting;
+        self.parts.shared.counters.reader.reading.set(0);
         self.position_at = Instant::now();
         self.partitions.clear();
         self.fences.clear();

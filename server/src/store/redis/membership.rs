@@ -398,8 +398,12 @@ impl Keeper {
         self.counters.malformed_members.add(refused);
         let membership = self.observer.observe(members, server_ms);
         self.counters.nodes.set(membership.len() as u64);
-        if *self.membership.load() != *membership {
-            info!(nodes = membership.len(), "membership changed");
+        let known = self.membership.load();
+        if *known != *membership {
+            // Each ring makes all nodes tell another version: that is no news of who is there.
+            if !known.has_same_lives(membership) {
+                info!(nodes = membership.len(), "membership changed");
+            }
             self.membership.publish(membership.clone());
         }
         // From the last that was answered, too: one whose answer was lost may have been taken only just now.
