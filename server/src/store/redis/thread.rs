@@ -44,6 +44,9 @@ const ATTEMPTS_MAX: u32 = 3;
 pub(super) const REPLY_LIMIT: Duration = Duration::from_secs(5);
 /// How long the thread sleeps when there is nothing to do, and so how soon it notices that it is to end.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
+/// How long the server may have said nothing before it is asked for a sign: whoever looks whether this node is ready must
+/// hear that it is away, though nothing be asked of it.
+const SIGN_INTERVAL: Duration = Duration::from_secs(5);
 /// How long it sleeps when a shard has no room.
 const FULL_WAIT: Duration = Duration::from_millis(1);
 
@@ -173,6 +176,7 @@ impl RedisStore {
             undelivered_count: 0,
             shards,
             backoff: Backoff::default(),
+            heard_at: Instant::now(),
         };
         let sweeper = Sweeper::new(sweeper_address, caller, Arc::clone(&shared));
         let threads = vec![
@@ -249,6 +253,7 @@ struct Worker {
     undelivered: Vec<VecDeque<Mail>>,
     undelivered_count: usize,
     backoff: Backoff,
+    heard_at: Instant,
 }
 
 impl Worker {
@@ -283,6 +288,23 @@ impl Worker {
         } else if self.in_flight.is_empty() && groups > 0 {
             // All of it was done. A connection alone is no success yet, nor is a part of what was asked.
             self.backoff.succeed();
+        }
+        self.look_for_sign(groups > 0)
+    }
+
+    fn look_for_sign(&mut self, has_heard: bool) -> Result<(), RedisError> {
+        let now = Instant::now();
+        if has_heard {
+            self.heard_at = now;
+        } else if self.in_flight.is_empty() && now.duration_since(self.heard_at) >= SIGN_INTERVAL {
+            self.heard_at = now;
+            // Whatever it answers, it is there.
+            if let Some(links) = &mut self.links
+                && let Err(err) = links.first().ask(&["PING"])
+                && err.code().is_none()
+            {
+                return Err(err);
+            }
         }
         Ok(())
     }
@@ -449,6 +471,7 @@ impl Worker {
             }
             self.shared.weakness.store(weakness.map(Arc::new));
         }
+        self.heard_at = Instant::now();
         self.shared.counters.connects.add(1);
         self.shared.counters.up.set(1);
         self.shared.is_up.store(true, Ordering::Relaxed);
