@@ -328,7 +328,8 @@ fn with_redis_away_look_ups_go_on() {
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
     eventually("it notices", || (get(balancer.listen, "/readyz").status == 503).then_some(()));
-    assert_eq!(balancer.get("/api/v1/resolve?clientId=a")["ringVersion"].as_u64(), Some(version));
+    let home = balancer.get("/api/v1/resolve?clientId=a");
+    assert_eq!(home["ringVersion"].as_u64(), Some(version), "{home:?}, nodes {:?}", balancer.get("/api/v1/nodes"));
     assert_eq!(get(balancer.listen, "/livez").status, 200);
     balancer.await_log("redis does not answer");
     eventually("it leads no more", || (!balancer.is_leader()).then_some(()));
