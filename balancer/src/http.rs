@@ -198,9 +198,12 @@ fn home(office: &Office, snapshot: &Snapshot, query: &str) -> Result<Home, Probl
         return Err(Problem::new(400, "client_id", reason));
     }
     let ring = office.view.ring.load().ok_or_else(|| Problem::new(503, "no_ring", "there is no ring yet"))?;
-    let is_up = |view: &&NodeView| view.state == "up" && view.url.is_some();
-    let mut owners = ring.owners(client.as_bytes()).take(OWNERS_TRIED_MAX);
-    let view = owners.find_map(|node| snapshot.node(node).filter(is_up));
+    let first = |state: &str| {
+        let is_it = |view: &&NodeView| view.state == state && view.url.is_some();
+        ring.owners(client.as_bytes()).take(OWNERS_TRIED_MAX).find_map(|node| snapshot.node(node).filter(is_it))
+    };
+    // Where all are held it is their beats that are missing, as when Redis was away: the nodes are where they were.
+    let view = first("up").or_else(|| first("held"));
     let view = view.ok_or_else(|| Problem::new(503, "no_node", "no node that is up has told its address"))?;
     let url = view.url.clone().unwrap_or_default();
     Ok(Home { node_id: view.node_id.clone(), ws_url: with_path(&url), ring_version: ring.version().get() })

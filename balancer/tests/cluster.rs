@@ -329,7 +329,8 @@ fn with_redis_away_look_ups_go_on() {
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
     eventually("it notices", || (get(balancer.listen, "/readyz").status == 503).then_some(()));
-    assert_eq!(balancer.get("/api/v1/resolve?clientId=a")["ringVersion"].as_u64(), Some(version));
+    let home = balancer.get("/api/v1/resolve?clientId=a");
+    assert_eq!(home["ringVersion"].as_u64(), Some(version), "{home:?}, nodes {:?}", balancer.get("/api/v1/nodes"));
     assert_eq!(get(balancer.listen, "/livez").status, 200);
     balancer.await_log("redis does not answer");
     eventually("it leads no more", || (!balancer.is_leader()).then_some(()));
@@ -367,6 +368,27 @@ fn requests_that_promise_more_than_they_bring_hold_nobody_up() {
     let metrics = get(balancer.listen, "/metrics").body;
     assert!(metrics.contains("rtc_lb_http_refused_total{cause=\"body_too_large\"} 4\n"), "{metrics}");
     assert!(metrics.contains("rtc_lb_http_refused_total{cause=\"connections\"}"), "{metrics}");
+}
+
+#[test]
+fn while_all_nodes_are_held_for_missing_beats_look_ups_go_on() {
+    let Some(redis) = RedisServer::start("while_all_nodes_are_held_for_missing_beats_look_ups_go_on") else { return };
+    let Some(child) = redis.child() else { return };
+    let fleet = Fleet::start(&redis, &["a", "b", "c"]);
+    let balancer = Balancer::start("b1", &redis, None, &[]);
+    let version = balancer.await_ring(&["a", "b", "c"]);
+    // From here on nobody beats, and for a while Redis does not answer either.
+    drop(fleet);
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    eventually("it leads no more", || (!balancer.is_leader()).then_some(()));
+    rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    let are_held = || balancer.get("/api/v1/nodes")["nodes"][0]["state"].as_str() == Some("held");
+    let home = eventually("they are held", || {
+        let home = are_held().then(|| balancer.get("/api/v1/resolve?clientId=a"))?;
+        are_held().then_some(home)
+    });
+    assert_eq!(home["ringVersion"].as_u64(), Some(version), "{home:?}");
 }
 
 /// Set where this test has started itself, to be killed.

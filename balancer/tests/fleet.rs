@@ -313,9 +313,11 @@ fn check_report(code: Option<i32>, report: &Value) {
     assert!(count(&report["accepted"]) > 1000, "{report}");
     assert!(count(&roaming["advised"]) > 0, "{report}");
     for (cause, times) in roaming["breaks"].as_object().unwrap() {
-        // The dead node's have ended without a word, which counts as this code; any other was a node's decision.
+        // The dead node's have ended without a word, which counts as this code; any other was a node's decision. Of those it
+        // had advised to move it closes who has not gone in time, as on a machine that stands still for a moment.
         let is_decision = cause.starts_with("closed by the server") && !cause.ends_with("1006");
-        assert!(!is_decision, "{cause}, {times} times: {report}");
+        let was_late = cause.ends_with("1012") && count(times) <= count(advised);
+        assert!(!is_decision || was_late, "{cause}, {times} times: {report}");
     }
 }
 

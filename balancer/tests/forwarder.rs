@@ -190,6 +190,19 @@ impl Rig {
         consumer
     }
 
+    /// As the dead node did while it lived.
+    fn commit(&self, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&topic(&self.dead), partition, Offset::Offset(offset)).unwrap();
+        let consumer = self.consumer(&format!("rtc-delivery-{}", self.dead));
+        let deadline = Instant::now() + PATIENCE;
+        // The group's coordinator may have to find itself first.
+        while let Err(error) = consumer.commit(&list, CommitMode::Sync) {
+            assert!(Instant::now() < deadline, "{error}");
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     fn committed(&self) -> Vec<i64> {
         let consumer = self.consumer(&format!("rtc-delivery-{}", self.dead));
         let mut list = TopicPartitionList::new();
@@ -255,9 +268,7 @@ fn what_stands_in_a_dead_nodes_topic_arrives_in_order_where_its_recipients_live_
     }
     rig.flush();
     // The first eight were finished while the node lived.
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(&topic(&rig.dead), 1, Offset::Offset(8)).unwrap();
-    rig.consumer(&format!("rtc-delivery-{}", rig.dead)).commit(&list, CommitMode::Sync).unwrap();
+    rig.commit(1, 8);
 
     let readers = rig.living.each_ref().map(|node| rig.reader(&topic(node), PARTITIONS));
     let (forwarder, counted) = rig.forwarder();

@@ -75,7 +75,7 @@ fn restless_report(line: &str, urls: impl Fn() -> String) -> (i32, Value) {
         let roaming = &report["roaming"];
         let left = count(roaming, "goodbyes");
         let otherwise = count(roaming, if line.starts_with("resume") { "cuts" } else { "moves" });
-        count(roaming, "returns") > 15 && left > 0 && otherwise > 0
+        count(report, "sent") > 1000 && count(roaming, "returns") > 15 && left > 0 && otherwise > 0
     };
     steady(|| report(line, &urls(), &[]), is_restless)
 }
@@ -84,7 +84,6 @@ fn restless_report(line: &str, urls: impl Fn() -> String) -> (i32, Value) {
 fn assert_flawless(line: &str, code: i32, report: &Value) {
     assert_eq!((code, report["verdict"].as_str()), (0, Some("pass")), "{line}: {report}");
     let sent = count(report, "sent");
-    assert!(sent > 1000, "{line}: {report}");
     assert_eq!((count(report, "accepted"), count(report, "received")), (sent, sent), "{line}: {report}");
     assert_eq!(count(report, "unconfirmed"), 0, "{line}: {report}");
     let roaming = &report["roaming"];
@@ -182,13 +181,13 @@ fn what_is_refused_for_now_is_sent_again_until_it_is_accepted() {
 #[test]
 fn advice_to_move_is_followed_without_a_break() {
     let line = "churn --connections 8 --rate 1000 --duration 1s --warm-up 0s --hop-interval 1h";
-    let (code, report) = steady_report(line, || toy_url(Fault::Advise));
+    // How many of the advised have moved by the end depends on the machine's pace.
+    let has_moved = |report: &Value| count(&report["roaming"], "moves") > 0;
+    let (code, report) = steady(|| report(line, &toy_url(Fault::Advise), &[]), has_moved);
     assert_eq!(code, 0, "{report}");
     let roaming = &report["roaming"];
     assert!(count(roaming, "advised") > 3, "{report}");
     assert_eq!((count(roaming, "goodbyes"), sum(&roaming["breaks"])), (0, 0), "{report}");
-    // How many of the advised have moved by the end depends on the machine's pace.
-    assert!(count(roaming, "moves") > 0, "{report}");
 }
 
 #[test]
@@ -300,7 +299,8 @@ fn a_fault_that_cannot_be_made_is_refused_or_voids_the_run() {
     assert_eq!(output.status.code(), Some(2), "{errors}");
     assert!(errors.contains("--fault") && errors.contains("cannot signal"), "{errors}");
 
-    // A process can be signalled until it has been waited for: a run in which that came too late shows nothing.
+    // A process can be signalled until it has been waited for: a run in which that came too late shows nothing. Nor does one
+    // that is void because it was late itself.
     let (code, report, killed) = (0..ATTEMPTS)
         .find_map(|_| {
             let mut victim = Command::new("sleep").arg("1h").spawn().unwrap();
@@ -309,7 +309,11 @@ fn a_fault_that_cannot_be_made_is_refused_or_voids_the_run() {
             let started = Instant::now();
             let (code, report) = report(line, &toy_url(Fault::None), &faults);
             let (status, gone) = reaper.join().unwrap();
-            (gone < started + Duration::from_millis(900)).then_some((code, report, status))
+            let was_late = report["void_reasons"].as_array().unwrap().iter().any(|reason| {
+                let reason = reason.as_str().unwrap();
+                reason.contains("left more than 10 ms late")
+            });
+            (gone < started + Duration::from_millis(900) && !was_late).then_some((code, report, status))
         })
         .expect("a victim that is waited for in time");
     assert_eq!(killed.signal(), Some(9), "{report}");

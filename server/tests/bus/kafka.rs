@@ -190,7 +190,9 @@ fn poison_goes_to_the_dead_letters_and_holds_nothing_up() {
     node.send(&id, "client", 0);
     let (_, first) = node.next();
     finish(&node, first.at);
-    let foreign: BaseProducer = ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+    let mut config = ClientConfig::new();
+    let foreign: BaseProducer =
+        config.set("bootstrap.servers", &brokers).set("enable.idempotence", "true").create().unwrap();
     let topic = node_topic(&id);
     let partition = i32::from(first.at.partition);
     let marker = format!("poison of {id}");

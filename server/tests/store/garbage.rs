@@ -24,6 +24,13 @@ fn claim(client: &ClientId) -> StoreRequest {
 
 /// Puts something into the keys of a client with one message, and expects claim, append and page to go on.
 fn survives(redis: &Redis, name: &str, mut spoil: impl FnMut(&mut Connection, &[u8], &[u8])) {
+    // What was counted in a reply that was lost is not found again: then it is another client's turn.
+    let is_counted = (0..10).any(|attempt| survives_once(redis, &format!("{name}-{attempt}"), &mut spoil));
+    assert!(is_counted, "{name}: not counted");
+}
+
+/// False when it was not counted, and a reply may have been lost with the count.
+fn survives_once(redis: &Redis, name: &str, spoil: &mut impl FnMut(&mut Connection, &[u8], &[u8])) -> bool {
     let mut connection = redis::Client::open(redis.url.as_str()).unwrap().get_connection().unwrap();
     let mut running = Running::start(&redis.url);
     let who = client(name);
@@ -36,8 +43,10 @@ fn survives(redis: &Redis, name: &str, mut spoil: impl FnMut(&mut Connection, &[
     assert!(matches!(answer, StoreAnswer::Appended { .. }), "{name}: {answer:?}");
     let kept: Vec<u64> = running.kept(&who).iter().map(|kept| kept.identity).collect();
     assert!(kept.ends_with(&[2]), "{name}: {kept:?}");
-    assert!(running.counters.malformed.value() > 0, "{name}: not counted");
     assert_eq!(running.counters.refused.value(), 0, "{name}");
+    let is_counted = running.counters.malformed.value() > 0;
+    assert!(is_counted || running.counters.retried.value() > 0, "{name}: not counted");
+    is_counted
 }
 
 #[test]

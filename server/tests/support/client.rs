@@ -116,12 +116,8 @@ impl Client {
             if Instant::now() >= deadline {
                 return None;
             }
-            let before = self.input.len();
             if !self.read(deadline) {
                 return Some(Incoming::Close(None));
-            }
-            if self.input.len() == before {
-                return None;
             }
         }
     }
@@ -155,7 +151,12 @@ impl Client {
                 self.input.extend_from_slice(&buf[..count]);
                 count > 0
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => true,
+            // A process that was stopped for a moment finds its reading interrupted.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) =>
+            {
+                true
+            }
             Err(_) => false,
         }
     }
