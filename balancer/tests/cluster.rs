@@ -336,6 +336,10 @@ fn with_redis_away_look_ups_go_on() {
     let _fleet = Fleet::start(&redis, &["a", "b", "c"]);
     let balancer = Balancer::start("b1", &redis, None, &[]);
     let version = balancer.await_ring(&["a", "b", "c"]);
+    // From here on it knows the nodes' addresses, too.
+    for node in ["a", "b", "c"] {
+        await_state(&balancer, node, "up");
+    }
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
     eventually("it notices", || (get(balancer.listen, "/readyz").status == 503).then_some(()));
