@@ -34,6 +34,10 @@ echo "a thousand nodes" >&2
 shown thousand cargo test --quiet --release --package rtc-balancer --test thousand -- --nocapture
 python3 scripts/bench/balancer.py "$TARGET_DIR/release/rtc-balancer" "$SCRATCH/thousand.log"
 
+echo "the mixed fleet under harder models" >&2
+echo
+python3 scripts/bench/balancer_models.py "$TARGET_DIR/release/rtc-balancer"
+
 echo "$inputs random inputs" >&2
 begun=$SECONDS
 RTC_BALANCER_INPUTS=$inputs shown weights cargo test --release --package rtc-balancer --lib "$PROPERTY"

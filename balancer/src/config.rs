@@ -231,6 +231,7 @@ impl Config {
             ("weights.slow_start_ms", weights.slow_start_ms, 0, TIME_MS_MAX),
             ("weights.slow_start_steps", u64::from(weights.slow_start_steps), 1, 100),
             ("triggers.cooldown_ms", triggers.cooldown_ms, 0, TIME_MS_MAX),
+            ("triggers.broken_doublings_max", u64::from(triggers.broken_doublings_max), 0, 10),
             ("triggers.periodic_ms", triggers.periodic_ms, 0, TIME_MS_MAX),
             ("triggers.overload_interval_ms", triggers.overload_interval_ms, 0, TIME_MS_MAX),
             ("scaling.out_interval_ms", scaling.out_interval_ms, 0, TIME_MS_MAX),

@@ -3,6 +3,7 @@
 //! Pure: no I/O, no clock. What comes out counts as published: a caller that cannot publish starts from the ring that
 //! is published, with [`State::adopt`].
 
+mod promise;
 mod starting;
 
 use std::sync::Arc;
@@ -10,12 +11,14 @@ use std::sync::Arc;
 use ring::control::{RingUpdate, WHOLE_MAX};
 use ring::{NodeId, NodeWeights, Ring, RingVersion, Weight};
 
-use crate::heartbeats::{Load, Reports, Smoothing};
+use crate::heartbeats::{Load, Reports};
 use crate::policy::{self, Candidate, WEIGHT_AVERAGE, WEIGHT_MIN};
 use crate::rules::{PolicyKind, PolicyRules, Rules};
 use crate::scaling::{Recommendation, Scaling};
 use crate::score::{self, Score};
+use crate::smoothing::Smoothing;
 use crate::triggers::{self, Ages, Cause, Seen};
+use promise::Promises;
 use starting::Start;
 
 pub use starting::Starting;
@@ -38,6 +41,7 @@ pub struct State {
     overload_ms: Option<u64>,
     // Updates because of overload that followed on each other.
     reliefs: u32,
+    promises: Promises,
     // Invariant: never goes back, whatever `now` the caller gives.
     now_ms: u64,
 }
@@ -111,9 +115,10 @@ impl State {
             ring.weights().weight(node).is_some()
         });
         self.starting = starting;
+        self.smoothing.follow(&ring);
+        self.promises.make(None);
         self.ring = Some(ring);
         self.updated_ms = Some(now_ms);
-        self.smoothing.restart_slow();
     }
 
     /// Returns the last ring.
@@ -134,7 +139,7 @@ impl State {
     /// Takes reports in without deciding anything.
     pub fn observe(&mut self, reports: &Reports, rules: &PolicyRules, now_ms: u64) {
         self.now_ms = self.now_ms.max(now_ms);
-        self.smoothing.observe(reports, rules.smoothing_half_life_ms, rules.confirm_half_life_ms, self.now_ms);
+        self.smoothing.observe(reports, rules, self.now_ms);
     }
 }
 
@@ -153,12 +158,13 @@ pub fn decide(state: &mut State, rules: &Rules, inputs: &Inputs<'_>, now_ms: u64
         // A first ring has looked at the load already: the same load is no reason for a second.
         let was_first = change.removed.is_empty() && change.joined.len() == round.nodes.len();
         if matches!(change.cause, Some(Cause::Extreme { .. })) || (was_first && decision.extreme.is_some()) {
-            let memory_ms = triggers::relief_memory_ms(&rules.triggers);
+            let memory_ms = triggers::relief_memory_ms(state.promises.broken(), rules.policy.kind, &rules.triggers);
             let is_next = state.overload_ms.is_some_and(|at_ms| state.now_ms - at_ms < memory_ms);
             state.reliefs = if is_next { state.reliefs.saturating_add(1) } else { 1 };
             state.overload_ms = Some(state.now_ms);
         }
-        state.smoothing.restart_slow();
+        state.smoothing.follow(&change.ring);
+        state.promises.make(change.peak.filter(|_| change.cause.is_some()));
     }
     let now_ms = state.now_ms;
     decision.scale = state.scaling.recommend(&round.loads, &rules.scaling, now_ms);
@@ -303,10 +309,15 @@ impl<'a> Round<'a> {
         self.announce(Some(ring), &weights, joined, removed, None)
     }
 
-    fn rebalanced(&self, state: &State, ring: &Ring) -> Option<Change> {
+    fn rebalanced(&self, state: &mut State, ring: &Ring) -> Option<Change> {
         let age = |at_ms: Option<u64>| at_ms.map(|at_ms| state.now_ms.saturating_sub(at_ms));
-        let ages =
-            Ages { update_ms: age(state.updated_ms), overload_ms: age(state.overload_ms), reliefs: state.reliefs };
+        let (update_ms, overload_ms) = (age(state.updated_ms), age(state.overload_ms));
+        if update_ms.is_some_and(|age_ms| age_ms >= self.rules.triggers.cooldown_ms)
+            && let Some(peak) = self.peak()
+        {
+            state.promises.judge(peak);
+        }
+        let ages = Ages { update_ms, overload_ms, reliefs: state.reliefs, broken: state.promises.broken() };
         let cause = triggers::cause(&self.seen(), ages, &self.rules.policy, &self.rules.triggers)?;
         let mut moved_share_max = self.rules.policy.moved_share_max * MOVED_SHARE_MARGIN;
         for _ in 0..ATTEMPTS_MAX {
@@ -320,7 +331,8 @@ impl<'a> Round<'a> {
             if self.rules.policy.kind == PolicyKind::Proportional || change.moved_share <= limit {
                 return self.is_worth_it(change.moved_share, change.peak).then_some(change);
             }
-            moved_share_max *= MOVED_SHARE_MARGIN * limit / change.moved_share;
+            // From what was planned, which may be less than was allowed: a ring may move more keys than its plan.
+            moved_share_max = self.planned_share(&weights) * MOVED_SHARE_MARGIN * limit / change.moved_share;
         }
         None
     }
@@ -391,6 +403,12 @@ impl<'a> Round<'a> {
         let moved_share = old.and_then(|old| ring::diff(old, &ring).ok()).map_or(0.0, |diff| diff.moved_share());
         let peak = self.peaks(weights);
         Some(Change { update, ring, joined, removed, cause, moved_share, peak })
+    }
+
+    /// Peak over mean load, as it will be when every client has followed the last ring.
+    fn peak(&self) -> Option<f64> {
+        let loads: Vec<f64> = self.deviations.iter().flatten().map(|deviation| (1.0 + deviation).max(0.0)).collect();
+        peak_over_mean(&loads)
     }
 
     /// Peak over mean load now, and as expected once the keys have moved.

@@ -1,4 +1,4 @@
-//! Which reports count, and what they say smoothed over time. A report that is absurd is refused whole: a number out of
+//! Which reports count. A report that is absurd is refused whole: a number out of
 //! its range is a mistake somewhere, and clamping would make it look like a measurement.
 //!
 //! Node clocks are not read: a report is as old as the moment it was gathered.
@@ -29,7 +29,8 @@ pub struct Load {
 }
 
 impl Load {
-    fn zip(self, other: Self, mix: impl Fn(f64, f64) -> f64) -> Self {
+    /// Mixes each figure with the other load's.
+    pub(crate) fn zip(self, other: Self, mix: impl Fn(f64, f64) -> f64) -> Self {
         Self {
             cpu: mix(self.cpu, other.cpu),
             mem: mix(self.mem, other.mem),
@@ -203,65 +204,6 @@ impl FromIterator<Report> for Reports {
     }
 }
 
-/// What the nodes have reported lately, as exponential averages by time.
-#[derive(Debug, Clone, Default)]
-pub struct Smoothing {
-    by_node: BTreeMap<NodeId, Averages>,
-}
-
-/// A node's averages.
-#[derive(Debug, Clone, Copy)]
-struct Averages {
-    quick: Load,
-    slow: Load,
-    at_ms: u64,
-}
-
-impl Smoothing {
-    /// Takes a round of reports in. A node that has not reported is forgotten; one whose load is unknown keeps its past.
-    pub fn observe(&mut self, reports: &Reports, quick_half_life_ms: u64, slow_half_life_ms: u64, now_ms: u64) {
-        self.by_node.retain(|node, _| reports.report(node).is_some());
-        for report in reports.iter() {
-            let Some(load) = report.load else { continue };
-            let Some(averages) = self.by_node.get_mut(&report.node) else {
-                self.by_node.insert(report.node.clone(), Averages { quick: load, slow: load, at_ms: now_ms });
-                continue;
-            };
-            let passed_ms = now_ms.saturating_sub(averages.at_ms);
-            let mix = |half_life_ms| {
-                let kept = kept_share(passed_ms, half_life_ms);
-                move |old: f64, new: f64| old * kept + new * (1.0 - kept)
-            };
-            averages.quick = averages.quick.zip(load, mix(quick_half_life_ms));
-            averages.slow = averages.slow.zip(load, mix(slow_half_life_ms));
-            averages.at_ms = averages.at_ms.max(now_ms);
-        }
-    }
-
-    /// Returns what `node` has reported within the quick half-life, more or less.
-    pub fn quick(&self, node: &NodeId) -> Option<Load> {
-        self.by_node.get(node).map(|averages| averages.quick)
-    }
-
-    /// Returns the same over the slow half-life.
-    pub fn slow(&self, node: &NodeId) -> Option<Load> {
-        self.by_node.get(node).map(|averages| averages.slow)
-    }
-
-    /// Begins the slow averages anew from the quick ones: keys move now, and what was measured before says little.
-    pub fn restart_slow(&mut self) {
-        for averages in self.by_node.values_mut() {
-            averages.slow = averages.quick;
-        }
-    }
-}
-
-/// What of an average is left after `passed_ms`; without a half-life there is no memory.
-#[allow(clippy::cast_precision_loss, reason = "ms since 1970 are exact, and a ratio needs no more")]
-fn kept_share(passed_ms: u64, half_life_ms: u64) -> f64 {
-    if half_life_ms == 0 { 0.0 } else { (-(passed_ms as f64) / half_life_ms as f64).exp2() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,35 +232,5 @@ mod tests {
         let mut reports: Reports = (0..NODES_MAX).map(|number| report(&format!("n{number}"), 0.5)).collect();
         assert_eq!(reports.len(), NODES_MAX);
         assert_eq!(reports.insert(report("one-more", 0.5)), Err(Refusal::TooManyNodes));
-    }
-
-    #[test]
-    fn after_a_half_life_old_and_new_count_alike() {
-        let node = NodeId::new("a").unwrap();
-        let mut smoothing = Smoothing::default();
-        let mut observe = |cpu, now_ms| {
-            smoothing.observe(&[report("a", cpu)].into_iter().collect(), 10_000, 40_000, now_ms);
-            let rounded = |load: Load| (load.cpu * 1000.0).round() / 1000.0;
-            (rounded(smoothing.quick(&node).unwrap()), rounded(smoothing.slow(&node).unwrap()))
-        };
-        assert_eq!(observe(0.8, 5_000), (0.8, 0.8));
-        assert_eq!(observe(0.4, 15_000), (0.6, 0.736));
-        // Time that stands still or steps back adds nothing.
-        assert_eq!(observe(0.0, 15_000), (0.6, 0.736));
-        assert_eq!(observe(0.0, 1_000), (0.6, 0.736));
-        assert_eq!(observe(0.6, 25_000), (0.6, 0.715));
-        smoothing.restart_slow();
-        assert!((smoothing.slow(&node).unwrap().cpu - 0.6).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_node_that_is_gone_is_forgotten_and_one_without_metrics_is_not() {
-        let node = NodeId::new("a").unwrap();
-        let mut smoothing = Smoothing::default();
-        smoothing.observe(&[report("a", 0.8)].into_iter().collect(), 10_000, 10_000, 0);
-        smoothing.observe(&[Report { load: None, ..report("a", 0.0) }].into_iter().collect(), 10_000, 10_000, 60_000);
-        assert_eq!(smoothing.quick(&node).unwrap().cpu, 0.8);
-        smoothing.observe(&Reports::default(), 10_000, 10_000, 62_000);
-        assert_eq!(smoothing.quick(&node), None);
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! | file | what it owns |
 //! |---|---|
-//! | `heartbeats` | which reports count, and their smoothing over time |
+//! | `heartbeats` | which reports count |
+//! | `smoothing` | what they say over time, and will say once every client has followed the ring |
 //! | `score` | one number for how loaded a node is |
 //! | `policy` | weights from scores: exact totals, dead-band, limit of movement |
 //! | `triggers` | when to compute weights anew |
@@ -43,6 +44,7 @@ pub mod scaling;
 pub mod score;
 pub mod service;
 pub mod simulate;
+mod smoothing;
 pub mod store;
 mod sys;
 pub mod triggers;

@@ -101,7 +101,7 @@ impl Default for PolicyRules {
     fn default() -> Self {
         Self {
             kind: PolicyKind::Feedback,
-            kappa: 0.5,
+            kappa: 0.7,
             smoothing_half_life_ms: 10_000,
             confirm_half_life_ms: 120_000,
             dead_band: 0.05,
@@ -119,6 +119,9 @@ impl Default for PolicyRules {
 pub struct TriggerRules {
     /// For so long after an update only a join, a leave or an overload leads to another.
     pub cooldown_ms: u64,
+    /// With each rebalance in a row, after the first, that has not done half of what it promised the cooldown is twice as
+    /// long; so many times at most, in `feedback`.
+    pub broken_doublings_max: u32,
     /// After so long without an update one is made if the fleet is not converged.
     pub periodic_ms: u64,
     /// A node above is overloaded.
@@ -155,6 +158,7 @@ impl Default for TriggerRules {
     fn default() -> Self {
         Self {
             cooldown_ms: 120_000,
+            broken_doublings_max: 4,
             periodic_ms: 600_000,
             overload_cpu: 0.80,
             overload_mem: 0.85,
@@ -163,7 +167,7 @@ impl Default for TriggerRules {
             spread: 0.40,
             latency_factor: 2.0,
             latency_ms: 500.0,
-            imbalance: 0.08,
+            imbalance: 0.065,
             idle: 0.40,
             converged_weights: 0.20,
             converged_load: 0.20,

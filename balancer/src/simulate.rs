@@ -248,6 +248,18 @@ mod tests {
         }
     }
 
+    /// What has been asked for and has not arrived is not asked for again.
+    #[test]
+    fn clients_that_follow_slowly_are_waited_for() {
+        let slow = Fleet { drain_ms: 600_000, ..built_in().remove(1) };
+        for seed in 1..=4 {
+            let run = run(&slow, &Rules::default(), PolicyKind::Feedback, seed);
+            let Run { late_peak, updates, moved_share, .. } = run;
+            assert!(run.even_after_s.is_some_and(|seconds| seconds <= 720.0), "{seed}: {:?}", run.even_after_s);
+            assert!(late_peak <= 1.06 && updates <= 10 && moved_share <= 0.25, "{seed}: {late_peak} {moved_share}");
+        }
+    }
+
     #[test]
     fn each_harder_model_differs_from_the_kind_one_and_repeats() {
         let kind = built_in().remove(2);

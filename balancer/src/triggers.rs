@@ -30,6 +30,8 @@ pub struct Ages {
     pub overload_ms: Option<u64>,
     /// How many such there were in a row.
     pub reliefs: u32,
+    /// How many rebalances in a row have not done what they promised, in `feedback`.
+    pub broken: u32,
 }
 
 /// Why weights are computed anew.
@@ -66,18 +68,27 @@ pub enum Cause {
     Equalise,
 }
 
+/// How long an update waits for the next, unless a node is overloaded: twice as long with each in a row that has not done
+/// half of what it promised, for the load does not go where the keys go. The first is forgiven: a node that is more than
+/// full does not show how much it has been relieved. `proportional` promises nothing.
+fn cooldown_ms(broken: u32, kind: PolicyKind, rules: &TriggerRules) -> u64 {
+    let doublings =
+        if kind == PolicyKind::Feedback { broken.saturating_sub(1).min(rules.broken_doublings_max) } else { 0 };
+    rules.cooldown_ms.saturating_mul(1_u64.checked_shl(doublings).unwrap_or(u64::MAX))
+}
+
 /// How long an overloaded node waits for its next relief after so many in a row: each time twice as long, up to the
 /// cooldown. A fleet that is full altogether stays overloaded whatever is moved, and clients take minutes to follow: at
 /// a constant pace it would be chased around the ring.
-fn relief_wait_ms(reliefs: u32, rules: &TriggerRules) -> u64 {
+fn relief_wait_ms(reliefs: u32, cooldown_ms: u64, rules: &TriggerRules) -> u64 {
     let doubled =
         rules.overload_interval_ms.saturating_mul(1_u64.checked_shl(reliefs.saturating_sub(1)).unwrap_or(u64::MAX));
-    doubled.min(rules.cooldown_ms.max(rules.overload_interval_ms))
+    doubled.min(cooldown_ms.max(rules.overload_interval_ms))
 }
 
 /// Reliefs are in a row until there was none for so long.
-pub fn relief_memory_ms(rules: &TriggerRules) -> u64 {
-    2 * rules.cooldown_ms.max(rules.overload_interval_ms)
+pub fn relief_memory_ms(broken: u32, kind: PolicyKind, rules: &TriggerRules) -> u64 {
+    cooldown_ms(broken, kind, rules).max(rules.overload_interval_ms).saturating_mul(2)
 }
 
 /// Returns why weights should be computed anew, or `None`.
@@ -88,11 +99,13 @@ pub fn cause(seen: &[Seen<'_>], ages: Ages, policy: &PolicyRules, rules: &Trigge
         let weight = seen.iter().find(|seen| seen.node == node).map_or(0, |seen| seen.weight);
         f64::from(weight) >= rules.overload_weight * f64::from(WEIGHT_AVERAGE)
     };
-    let may_repeat = ages.overload_ms.is_none_or(|age_ms| age_ms >= relief_wait_ms(ages.reliefs, rules));
+    let cooldown_ms = cooldown_ms(ages.broken, policy.kind, rules);
+    let relief_wait_ms = relief_wait_ms(ages.reliefs, cooldown_ms, rules);
+    let may_repeat = ages.overload_ms.is_none_or(|age_ms| age_ms >= relief_wait_ms);
     if may_repeat && overloaded.iter().any(has_weight_to_lose) {
         return Some(Cause::Extreme { overloaded });
     }
-    if ages.update_ms.is_some_and(|age_ms| age_ms < rules.cooldown_ms) || view.is_idle() {
+    if ages.update_ms.is_some_and(|age_ms| age_ms < cooldown_ms) || view.is_idle() {
         return None;
     }
     let spread = view.spread();

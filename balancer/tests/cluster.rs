@@ -18,7 +18,7 @@ use ring::control::{DrainRequest, RingUpdate, ScaleSignal};
 use ring::{NodeId, RingVersion, Weight};
 use rtc_balancer::store::{Lease, Published, Store};
 use rustix::process::Signal;
-use sonic_rs::JsonValueTrait as _;
+use sonic_rs::{JsonContainerTrait as _, JsonValueTrait as _};
 use support::{Balancer, Fleet, Process, RedisServer, eventually, get, post, try_get, try_request};
 
 const JSON: &str = "Content-Type: application/json\r\n";
@@ -277,6 +277,17 @@ fn versions_go_on_above_what_kafka_and_redis_know() {
     assert_eq!(again.version.version.get(), 42);
 }
 
+/// Waits until the balancer shows a node so. A ring is served as soon as it is published, what is known of the nodes a
+/// moment later.
+#[track_caller]
+fn await_state(balancer: &Balancer, node: &str, state: &str) {
+    eventually(state, || {
+        let all = balancer.get("/api/v1/nodes");
+        let found = all["nodes"].as_array()?.iter().find(|found| found["nodeId"].as_str() == Some(node))?;
+        (found["state"].as_str() == Some(state)).then_some(())
+    });
+}
+
 #[test]
 fn a_drained_node_leaves_the_ring_until_it_is_started_anew() {
     let Some(redis) = RedisServer::start("a_drained_node_leaves_the_ring_until_it_is_started_anew") else { return };
@@ -285,6 +296,7 @@ fn a_drained_node_leaves_the_ring_until_it_is_started_anew() {
     let fleet = Fleet::start(&redis, &["a", "b", "c"]);
     let balancer = Balancer::start("b1", &redis, Some(&broker.brokers), &[]);
     balancer.await_ring(&["a", "b", "c"]);
+    await_state(&balancer, "b", "up");
     let path = "/api/v1/nodes/b/drain";
     for (path, headers, body, status) in [
         (path, "", "", 415),
@@ -309,10 +321,10 @@ fn a_drained_node_leaves_the_ring_until_it_is_started_anew() {
     assert_eq!((drain.node_id.as_str(), drain.max_disconnects, drain.deadline - drain.ts), ("b", 7, 30_000));
     assert_eq!(drain.incarnation, Some(1));
     balancer.await_ring(&["a", "c"]);
-    let state = balancer.get("/api/v1/nodes");
-    assert_eq!(state["nodes"][1]["state"].as_str(), Some("draining"));
+    await_state(&balancer, "b", "draining");
     fleet.restart("b");
     balancer.await_ring(&["a", "b", "c"]);
+    await_state(&balancer, "b", "up");
     // One that names nothing is held to the configuration, and means the life that there is now.
     assert_eq!(post(balancer.listen, path, JSON, "").status, 202);
     let drain = next(&drains, |json| DrainRequest::decode(json).ok());
@@ -326,6 +338,10 @@ fn with_redis_away_look_ups_go_on() {
     let _fleet = Fleet::start(&redis, &["a", "b", "c"]);
     let balancer = Balancer::start("b1", &redis, None, &[]);
     let version = balancer.await_ring(&["a", "b", "c"]);
+    // From here on it knows the nodes' addresses, too.
+    for node in ["a", "b", "c"] {
+        await_state(&balancer, node, "up");
+    }
     let pid = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(pid, Signal::STOP).unwrap();
     eventually("it notices", || (get(balancer.listen, "/readyz").status == 503).then_some(()));

@@ -298,7 +298,9 @@ fn a_fleet_keeps_every_message_while_a_node_joins_and_another_is_killed() {
 /// Every accepted message arrived once, in order; clients that were advised to move did, and nobody else's connection
 /// broke than those to the dead node.
 fn check_report(code: Option<i32>, report: &Value) {
-    /// The generator was late, on a machine that has much to do: its times say nothing then, its ledger everything.
+    /// The generator was late, on a machine that has much to do. That voids what it says of time, which nobody here asks
+    /// for. Its ledger counts messages and is right at any pace, and what is wrong with it stands in `failures` all the
+    /// same: a run that was late and lost something fails below. To run again slower would prove no more.
     const VOID: i32 = 3;
     let count = |value: &Value| value.as_u64().unwrap();
     let roaming = &report["roaming"];
@@ -306,6 +308,7 @@ fn check_report(code: Option<i32>, report: &Value) {
     println!("{accepted} messages accepted, {repeats} repeats dropped, {advised} clients advised to move");
     println!("connections that broke: {}; verdict {} {}", roaming["breaks"], report["verdict"], report["failures"]);
     assert!(matches!(code, Some(0 | VOID)), "exit code {code:?}, {}: {report}", report["failures"]);
+    assert_eq!(code == Some(VOID), !report["void_reasons"].as_array().unwrap().is_empty(), "{report}");
     assert_eq!(report["failures"].as_array().unwrap().len(), 0, "{report}");
     for field in ["lost", "duplicated", "reordered", "corrupt", "misdelivered", "failed"] {
         assert_eq!(count(&report[field]), 0, "{field}: {report}");

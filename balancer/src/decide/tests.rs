@@ -265,3 +265,38 @@ fn a_reason_names_no_more_nodes_than_fit() {
     let decision = bench.decide(0, &reports);
     assert!(reason(&decision).unwrap().ends_with("and 4046 more"));
 }
+
+#[test]
+fn what_is_on_its_way_is_not_asked_for_again() {
+    // The one that has too much is given less, and its clients stay: as if they had gone, it comes to rest where all
+    // would have the same to do (0.85 × 87 = 0.7 × 106), instead of losing more with each look.
+    let load = |cpu| Some(Load { cpu, mem: cpu, latency_ms: 20.0, connections: 100.0, ..Load::default() });
+    let reports = |loads: [f64; 3]| -> Reports {
+        let report = |(node, cpu)| Report { load: load(cpu), ..report(node, cpu) };
+        ["a", "b", "c"].into_iter().zip(loads).map(report).collect()
+    };
+    let mut bench = Bench::new(PolicyKind::Feedback);
+    bench.rules.policy.smoothing_half_life_ms = 0;
+    bench.decide(0, &reports([0.5, 0.5, 0.5]));
+    let loads = reports([0.85, 0.7, 0.7]);
+    let changes = (1..3_600).filter_map(|second| bench.decide(second * 1_000, &loads).change).count();
+    let weight = bench.state.ring().unwrap().weights().weight(&NodeId::new("a").unwrap()).unwrap().get();
+    assert!((85..=92).contains(&weight) && changes <= 3, "{weight} after {changes} changes");
+}
+
+#[test]
+fn a_ring_that_moves_more_than_its_plan_is_planned_smaller_and_published() {
+    // Ten nodes of which two have far too much. With some of these the plan is below the limit of a tenth and its ring
+    // above: to lower what is allowed, and not what is planned, would give the same ring again.
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let at = |loads: [f64; 10]| names.into_iter().zip(loads).collect::<Vec<_>>();
+    let uneven = at([1.0, 1.0, 0.66, 0.66, 0.66, 0.66, 0.66, 0.44, 0.44, 0.33]);
+    for hundredths in (50..150).step_by(2) {
+        let mut bench = Bench::new(PolicyKind::Feedback);
+        bench.rules.policy.kappa = f64::from(hundredths) / 100.0;
+        bench.rules.policy.smoothing_half_life_ms = 0;
+        bench.at(0, &at([0.6; 10]));
+        let moved_share = bench.at(1_000, &uneven).change.map(|change| change.moved_share);
+        assert!(moved_share.is_some_and(|share| share > 0.03 && share <= 0.10), "{hundredths}: {moved_share:?}");
+    }
+}

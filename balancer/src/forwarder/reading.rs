@@ -2,29 +2,40 @@
 //!
 //! Nothing is committed that is not confirmed where it went; what was sent and not committed is read once more by
 //! whoever comes next, and its recipients know it by its message id.
+//!
+//! | file | what it owns |
+//! |---|---|
+//! | `offsets` | where the topic is committed to and where it ends |
+//! | `commit` | how far it has come, told to Kafka |
+//! | `dead_letters` | what cannot go on |
+
+mod commit;
+mod dead_letters;
+mod offsets;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use rdkafka::{Offset, TopicPartitionList};
 use ring::{NodeId, Ring};
 use tracing::{debug, info, warn};
 
 use super::Forwarded;
 use super::lease::Lease;
-use super::plan::{self, Kind, OwnHeader, Plan, Poison, Raw};
-use super::sender::{DEAD_LETTER_TOPIC, Heard, NODE_TOPIC_PREFIX, Outgoing, Place, Sender, Sent};
+use super::plan::{self, Kind, OwnHeader, Plan, Raw};
+use super::sender::{Heard, NODE_TOPIC_PREFIX, Outgoing, Place, Sender, Sent};
 use super::watch::{Ending, Ends};
 use super::watermark::Watermark;
-use crate::kafka::{ANSWER_TIMEOUT, Kafka, partitions_of};
+use crate::kafka::{Kafka, partitions_of};
 use crate::sys;
+use dead_letters::Content;
+use offsets::{ReadContext, committed, ends_of, is_drained};
 
 /// Records read before other things are looked at.
 const RECORDS_PER_TURN: usize = 512;
@@ -38,18 +49,10 @@ const UNFINISHED_MAX: usize = 4 * IN_FLIGHT_RECORDS_MAX;
 const NAP: Duration = Duration::from_millis(20);
 /// The same while confirmations are outstanding.
 const REPORT_INTERVAL: Duration = Duration::from_millis(2);
-/// How often the watermark is committed while it moves.
-const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
-/// How long the last confirmations and the last commit may take.
-const LAST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the last commit is looked for.
-const COMMIT_LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// Between two questions for a lease that somebody else holds.
 const LEASE_POLL: Duration = Duration::from_millis(50);
 /// Kafka counts places that no reader ever sees; when nothing has come for so long before one, nothing will.
 const GAP_PATIENCE: Duration = Duration::from_secs(10);
-/// The longest value that is kept among the dead letters.
-const DEAD_LETTER_BYTES_MAX: usize = 256 << 10;
 
 /// What a reading is made of.
 pub struct Task {
@@ -86,28 +89,6 @@ pub fn run(task: Task) -> (Ending, bool) {
     });
     (ending, has_carried)
 }
-
-/// Hears the library on the thread that polls it.
-#[derive(Debug, Default)]
-struct ReadContext {
-    commit_failures: AtomicU64,
-}
-
-impl ClientContext for ReadContext {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        // The library's log is the only place that tells of a failed commit.
-        if facility == "COMMITFAIL" {
-            self.commit_failures.fetch_add(1, Ordering::Relaxed);
-        }
-        debug!(?level, facility, line, "kafka, reading a dead node's topic");
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        debug!(%error, reason, "kafka has trouble with a dead node's topic");
-    }
-}
-
-impl ConsumerContext for ReadContext {}
 
 /// Who is told that the dead node has nothing more of a client.
 struct Claim {
@@ -217,51 +198,6 @@ fn await_lease(task: &Task, lease: &mut Lease) -> Option<u64> {
     None
 }
 
-/// The committed offset of each partition, and the highest token that any was committed by.
-fn committed(consumer: &BaseConsumer<ReadContext>, topic: &str, count: u16) -> anyhow::Result<(Vec<Option<u64>>, u64)> {
-    let mut list = TopicPartitionList::new();
-    for partition in 0..count {
-        list.add_partition(topic, i32::from(partition));
-    }
-    let list = consumer.committed_offsets(list, ANSWER_TIMEOUT).context("kafka does not tell what is committed")?;
-    let (mut positions, mut highest) = (vec![None; usize::from(count)], 0);
-    for (index, element) in list.elements().iter().enumerate() {
-        element.error().context("kafka does not tell what is committed")?;
-        let token = std::str::from_utf8(sys::committed_metadata(&list, index)).ok().and_then(|text| text.parse().ok());
-        highest = highest.max(token.unwrap_or(0));
-        let position = usize::try_from(element.partition()).ok().and_then(|index| positions.get_mut(index));
-        if let (Some(position), Offset::Offset(offset)) = (position, element.offset()) {
-            *position = u64::try_from(offset).ok();
-        }
-    }
-    Ok((positions, highest))
-}
-
-/// Where the partitions end now.
-fn ends_of(consumer: &BaseConsumer<ReadContext>, topic: &str, count: u16) -> anyhow::Result<Ends> {
-    let mut list = TopicPartitionList::new();
-    for partition in 0..count {
-        list.add_partition_offset(topic, i32::from(partition), Offset::End)?;
-    }
-    let list = consumer.offsets_for_times(list, ANSWER_TIMEOUT).context("kafka does not tell where a topic ends")?;
-    let mut ends = vec![0; usize::from(count)];
-    for element in list.elements() {
-        element.error().context("kafka does not tell where a topic ends")?;
-        let end = usize::try_from(element.partition()).ok().and_then(|index| ends.get_mut(index));
-        if let (Some(end), Offset::Offset(offset)) = (end, element.offset()) {
-            *end = offset;
-        }
-    }
-    Ok(ends)
-}
-
-fn is_drained(positions: &[Option<u64>], ends: &[i64]) -> bool {
-    let reaches = |(position, end): (&Option<u64>, &i64)| {
-        u64::try_from(*end).is_ok_and(|end| end == 0 || position.is_some_and(|position| position >= end))
-    };
-    positions.len() == ends.len() && positions.iter().zip(ends).all(reaches)
-}
-
 impl Reading {
     /// Begins at the committed offsets. Returns how many places are behind them.
     fn begin(&mut self, count: u16) -> anyhow::Result<u64> {
@@ -321,38 +257,6 @@ impl Reading {
         for outgoing in too_large {
             self.bury_too_large(outgoing)?;
         }
-        Ok(())
-    }
-
-    /// A record that its topic does not take goes to the dead letters, shortened; a letter that is not taken either is
-    /// given up.
-    fn bury_too_large(&mut self, outgoing: Outgoing) -> anyhow::Result<()> {
-        let Outgoing { place, topic, key, value, headers, .. } = outgoing;
-        let (node, bytes) = (&self.task.dead, value.as_ref().map_or(0, Vec::len));
-        if topic == DEAD_LETTER_TOPIC {
-            warn!(%node, ?place, bytes, "kafka takes no dead letter of this size: its record is given up");
-            self.finish(place);
-            return Ok(());
-        }
-        if !std::mem::replace(&mut self.has_told_of_size, true) {
-            warn!(
-                %node, ?place, bytes, topic,
-                "kafka takes no record of this size: it goes to the dead letters, and the others on; \
-                 raise max.message.bytes of the topic to what the dead node's takes"
-            );
-        }
-        let poison = Poison::Refused { bytes };
-        self.bury(place, &poison, Content { key, value, headers })
-    }
-
-    fn bury(&mut self, place: Place, poison: &Poison, content: Content) -> anyhow::Result<()> {
-        self.sender.need_dead_letters()?;
-        self.task.counted.count_buried(poison);
-        debug!(topic = self.topic, ?place, reason = %poison, "a record cannot be forwarded: see the dead letters");
-        let source = format!("{}/{}/{}", self.topic, place.partition, place.offset);
-        let (topic, letter) = (DEAD_LETTER_TOPIC.to_owned(), content.letter(poison, source));
-        let Content { key, value, headers } = letter;
-        self.waiting.push_back(Outgoing { place, topic, partition: 0, key, value, headers });
         Ok(())
     }
 
@@ -508,106 +412,6 @@ impl Reading {
         let is_drained = is_drained(&positions, &ends) || self.read_at.elapsed() >= GAP_PATIENCE;
         Ok(is_drained.then_some(ends))
     }
-
-    fn commit_if_due(&mut self) {
-        let now = Instant::now();
-        if now >= self.commit_at {
-            self.commit_at = now + COMMIT_INTERVAL;
-            self.commit();
-        }
-    }
-
-    fn commit(&mut self) {
-        let failures = self.consumer.context().commit_failures.load(Ordering::Relaxed);
-        if failures > self.commits_failed {
-            // Which one does not matter: all of them are made again.
-            self.commits_failed = failures;
-            self.partitions.iter_mut().for_each(|partition| partition.committed = None);
-        }
-        let mut list = TopicPartitionList::new();
-        for (index, partition) in (0..).zip(&mut self.partitions) {
-            let position = partition.watermark.position();
-            let Ok(offset) = i64::try_from(position) else { continue };
-            if partition.committed == Some(position) {
-                continue;
-            }
-            let mut element = list.add_partition(&self.topic, index);
-            element.set_metadata(self.token.to_string());
-            if element.set_offset(Offset::Offset(offset)).is_ok() {
-                partition.committed = Some(position);
-            }
-        }
-        if list.count() == 0 {
-            return;
-        }
-        if let Err(error) = self.consumer.commit(&list, CommitMode::Async) {
-            debug!(%error, "kafka commit failed");
-            self.partitions.iter_mut().for_each(|partition| partition.committed = None);
-        }
-    }
-
-    /// Waits a little for what is under way, commits, and lets go of the topic.
-    fn end(&mut self, lease: &mut Lease, outcome: anyhow::Result<Ending>) -> anyhow::Result<Ending> {
-        let deadline = Instant::now() + LAST_TIMEOUT;
-        let has_lease = |lease: &Lease, token| lease.token() == Some(token);
-        if outcome.is_ok() {
-            while self.sender.in_flight().0 > 0 && Instant::now() < deadline && has_lease(lease, self.token) {
-                std::thread::sleep(REPORT_INTERVAL);
-                self.hear()?;
-            }
-        }
-        let mut is_committed = false;
-        // Without the lease somebody else may read already, and commit further on.
-        if has_lease(lease, self.token) {
-            self.commit();
-            is_committed = self.await_commit(deadline);
-        }
-        if let Err(error) = self.consumer.unassign() {
-            debug!(%error, "kafka unassign");
-        }
-        if !is_committed && matches!(outcome, Ok(Ending::Drained(_))) {
-            bail!("the last commit is not confirmed");
-        }
-        outcome
-    }
-
-    /// Waits until what was committed is what Kafka has: nothing else tells when an asynchronous commit is done.
-    fn await_commit(&self, deadline: Instant) -> bool {
-        let count = u16::try_from(self.partitions.len()).unwrap_or(u16::MAX);
-        while Instant::now() < deadline {
-            let Ok((positions, _)) = committed(&self.consumer, &self.topic, count) else { continue };
-            let wanted = self.partitions.iter().map(|partition| partition.watermark.position());
-            if positions.iter().zip(wanted).all(|(position, wanted)| position.unwrap_or(0) >= wanted) {
-                return true;
-            }
-            std::thread::sleep(COMMIT_LOOK_INTERVAL);
-        }
-        false
-    }
-}
-
-/// What a record is made of.
-struct Content {
-    key: Option<Vec<u8>>,
-    value: Option<Vec<u8>>,
-    headers: Vec<OwnHeader>,
-}
-
-impl Content {
-    /// A dead letter, as the nodes write them: so much of a record as is kept, and what is wrong with it.
-    fn letter(self, poison: &Poison, source: String) -> Self {
-        let Self { mut key, mut value, mut headers } = self;
-        let mut add = |name: &str, text: String| headers.push((name.to_owned(), Some(text.into_bytes())));
-        add("rtc-cause", poison.cause().to_owned());
-        add("rtc-reason", poison.to_string());
-        add("rtc-source", source);
-        if let Some(whole) = value.as_mut().filter(|whole| whole.len() > DEAD_LETTER_BYTES_MAX) {
-            add("rtc-length", whole.len().to_string());
-            whole.truncate(DEAD_LETTER_BYTES_MAX);
-        }
-        key = key.filter(|key| key.len() <= DEAD_LETTER_BYTES_MAX);
-        Self { key, value, headers }
-    }
 }
 
 /// A record, read and planned for.
@@ -629,22 +433,4 @@ fn take(message: &BorrowedMessage<'_>, dead: &NodeId, ring: &Ring) -> Option<Tak
     let headers = if matches!(plan, Plan::Bury(_)) { raw.copied(|_| true) } else { Vec::new() };
     let (key, value) = (message.key().map(<[u8]>::to_vec), message.payload().map(<[u8]>::to_vec));
     Some(Taken { place: Place { partition, offset }, key, value, plan, headers })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_topic_is_drained_when_each_partition_is_committed_to_its_end() {
-        let check = |positions: &[Option<u64>], ends: &[i64], expected| {
-            assert_eq!(is_drained(positions, ends), expected, "{positions:?} {ends:?}");
-        };
-        check(&[None, None], &[0, 0], true);
-        check(&[None, Some(3)], &[0, 3], true);
-        check(&[None, Some(2)], &[0, 3], false);
-        check(&[None, None], &[0, 3], false);
-        check(&[Some(4)], &[3], true);
-        check(&[Some(3)], &[3, 0], false);
-    }
 }

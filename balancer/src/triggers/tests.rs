@@ -21,7 +21,7 @@ fn calm() -> Case {
         loads: vec![load; 3],
         deviations: vec![0.0; 3],
         slow: vec![0.0; 3],
-        ages: Ages { update_ms: Some(300_000), overload_ms: None, reliefs: 0 },
+        ages: Ages { update_ms: Some(300_000), overload_ms: None, reliefs: 0, broken: 0 },
         kind: PolicyKind::Feedback,
     }
 }
@@ -67,6 +67,11 @@ impl Case {
 
     fn reliefs(mut self, reliefs: u32, overload_ms: u64) -> Self {
         (self.ages.reliefs, self.ages.overload_ms) = (reliefs, Some(overload_ms));
+        self
+    }
+
+    fn broken(mut self, broken: u32) -> Self {
+        self.ages.broken = broken;
         self
     }
 
@@ -145,6 +150,28 @@ fn within_the_cooldown_only_extremes_count() {
 }
 
 #[test]
+fn after_broken_promises_the_cooldown_is_longer() {
+    let uneven = |broken, age| calm().deviations([0.5, -0.2, -0.3], [0.5, -0.2, -0.3]).broken(broken).age(age);
+    check(&[
+        // The first is forgiven.
+        (uneven(1, 119_999), "none"),
+        (uneven(1, 120_000), "imbalance"),
+        (uneven(2, 239_999), "none"),
+        (uneven(2, 240_000), "imbalance"),
+        (uneven(3, 479_999), "none"),
+        (uneven(3, 480_000), "imbalance"),
+        // Four doublings are the most.
+        (uneven(u32::MAX, 1_919_999), "none"),
+        (uneven(u32::MAX, 1_920_000), "imbalance"),
+        // The first relief of an overloaded node waits for nothing, and those that follow double up to the cooldown.
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).broken(9), "extreme"),
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).broken(2).reliefs(9, 239_999), "none"),
+        (calm().age(0).cpu([0.9, 0.5, 0.5]).broken(2).reliefs(9, 240_000), "extreme"),
+        (calm().proportional().cpu([0.79, 0.3, 0.5]).broken(9).age(120_000), "spread"),
+    ]);
+}
+
+#[test]
 fn a_spread_of_cpu_or_mem_is_too_much_from_40_per_cent() {
     check(&[
         (calm().cpu([0.75, 0.35, 0.5]), "none"),
@@ -190,10 +217,10 @@ fn an_idle_fleet_is_left_alone() {
 fn feedback_acts_on_a_peak_that_the_slow_average_confirms() {
     let peak = |quick: f64, slow: f64| calm().deviations([quick, -quick, 0.0], [slow, -slow, 0.0]);
     check(&[
-        (peak(0.080, 0.06), "none"),
-        (peak(0.081, 0.06), "imbalance"),
-        (peak(0.081, 0.05), "none"),
-        (peak(0.081, 0.051), "imbalance"),
+        (peak(0.065, 0.06), "none"),
+        (peak(0.066, 0.06), "imbalance"),
+        (peak(0.066, 0.05), "none"),
+        (peak(0.066, 0.051), "imbalance"),
         // One noisy measurement.
         (peak(0.30, 0.01), "none"),
         // Only who is above the mean suffers.
