@@ -114,6 +114,17 @@ impl Dispatcher {
         }
     }
 
+    /// Somebody else has read this node's topic for a while, and kept what it held, and any word of that, past the
+    /// sessions here. To be called before anything is delivered that this node reads itself again.
+    pub fn look_everywhere(&mut self) {
+        for index in 0..self.sessions.slots() {
+            let Some((key, _)) = u32::try_from(index).ok().and_then(|index| self.sessions.at(index)) else { continue };
+            if self.claim(key).is_some_and(Claim::takes_messages) {
+                self.look_again(key);
+            }
+        }
+    }
+
     /// Something may have been kept in the store for a live session: it is read before anything else.
     pub(super) fn look_again(&mut self, key: Key) {
         self.with_session(key, |session, store, limits, answers, now_ms| {

@@ -136,6 +136,8 @@ pub struct Reader {
     shards: NonZeroUsize,
     consumer: Arc<BaseConsumer<ReadContext>>,
     phase: Phase,
+    // By whose right it last read.
+    last_token: Option<u64>,
     position_at: Instant,
     partitions: Vec<Partition>,
     fences: Fences,
@@ -168,6 +170,7 @@ pub fn prepare(parts: Parts) -> Result<Reader, KafkaError> {
         shards,
         consumer: Arc::new(consumer),
         phase: Phase::Waiting,
+        last_token: None,
         position_at: now,
         partitions: Vec::new(),
         fences: Fences::default(),
@@ -312,6 +315,12 @@ impl Reader {
             .map(|(index, position)| self.partition(index, *position, partitions))
             .collect();
         self.fences.clear();
+        // Each change of hands takes one more.
+        if self.last_token.replace(token).is_some_and(|former| token > former + 1) {
+            for shard in 0..self.parts.mailing.shards() {
+                self.parts.mailing.post(shard, Mail::ReadAgain);
+            }
+        }
         self.phase = Phase::Reading(token);
         self.parts.shared.counters.reader.assignments.add(1);
         tracing::info!(topic = self.topic, partitions, token, "this node's topic is read");

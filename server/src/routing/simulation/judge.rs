@@ -65,9 +65,10 @@ impl World {
                 for (at, ((_, first), earlier)) in messages.iter().enumerate() {
                     for ((_, second), later) in &messages[at + 1..] {
                         let last = earlier.delivered_at.max(later.delivered_at);
-                        let had_crash = self.crashes.iter().any(|crash| (earlier.first_sent..=last).contains(crash));
+                        let mut breaks = self.crashes.iter().chain(&self.handovers);
+                        let had_break = breaks.any(|at| (earlier.first_sent..=last).contains(at));
                         let must_precede = (is_strict && !earlier.was_refused)
-                            || !had_crash
+                            || !had_break
                                 && earlier.given_to.is_some()
                                 && earlier.given_to == later.given_to
                                 && (earlier.is_clean
