@@ -6,7 +6,9 @@
 //! and tells its story; `RTC_SIMULATION_SEEDS=20000` runs more than the usual number, beginning with
 //! `RTC_SIMULATION_FIRST`.
 //!
-//! In a quieter world two nodes only pause: there order also holds between messages that a sender gave to both.
+//! In a second world nodes hear of each other's silence, and a balancer acts on it: there order is not judged across the
+//! moment at which a topic changes hands. In a quieter world two nodes only pause: there order also holds between
+//! messages that a sender gave to both.
 //!
 //! Here is the world and how it goes round: `trouble`, what goes wrong; `node`, what drives a core; `client`, who talks;
 //! `judge`, what must be true; `story` and `dice`, how it is told and what it depends on.
