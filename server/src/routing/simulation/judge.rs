@@ -48,8 +48,9 @@ impl World {
 
     /// Of what one sender gave one node: what was accepted before another was sent, or ahead of it over the same
     /// connection, arrives before it. Unless a node crashed meanwhile: with it goes what it remembered of the way that
-    /// earlier messages took. Nor across the moment at which a topic passes to the forwarder or back. Where nodes only pause, also of what it gave to different nodes: a client sends what is
-    /// not confirmed again, in order, wherever it comes to. Unless a wait was given up, or the earlier one refused.
+    /// earlier messages took. Nor across the moment at which a topic passes to the forwarder or back. Where nodes only
+    /// pause, also of what it gave to different nodes: a client sends what is not confirmed again, in order, wherever it
+    /// comes to. Unless a wait was given up, or the earlier one refused.
     fn judge_order(&self) {
         let seed = self.seed;
         let has_given_up = |node: &super::Node| {
