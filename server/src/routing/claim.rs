@@ -72,6 +72,8 @@ pub(super) struct Rare {
     pub found: Found,
     /// Nodes that have not released the client yet.
     pub unreleased: Vec<NodeId>,
+    /// One of them was released by the forwarder in its place.
+    pub is_forced: bool,
     /// A newer login elsewhere waits for this session's end.
     pub superseded: Option<(Address, u64, RecordRef)>,
     /// Logins elsewhere that wait for what an earlier session of this client left here.
@@ -207,7 +209,8 @@ impl Dispatcher {
                 if nodes.is_empty() {
                     self.begin(key, false, true);
                 } else {
-                    claim.rare_mut().unreleased = nodes;
+                    let rare = claim.rare_mut();
+                    (rare.unreleased, rare.is_forced) = (nodes, false);
                     claim.standing = Standing::TakingOver;
                     if standing == Standing::Unclaimed {
                         self.opening.push(key);

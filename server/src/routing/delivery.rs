@@ -45,12 +45,11 @@ impl Dispatcher {
         }
         let others = match sent_by {
             None => self.crossing(sender, to, arrival.hash, arrival.login, 0),
-            Some(_) if is_ahead => None,
             Some(_) => self.others_first(sender, arrival.hash, u64::MAX, 0),
         };
         if let Some(why) = others {
             let queue = self.waiting.find_or_make(to, arrival.hash, source, sender, why);
-            return self.hold(queue, arrival, sent_by);
+            return self.hold_in(queue, arrival, sent_by, is_ahead);
         }
         if let Some(key) = self.find_session(arrival.hash, to) {
             if let Some(why) = self.obstacle(key, source, arrival.hash, is_ahead) {

@@ -35,6 +35,8 @@ use super::waiting::{Placing, Waiting};
 const REQUESTS_MAX: usize = 16_384;
 /// Parcels that may wait to be taken by the bus before reading pauses.
 const PARCELS_MAX: usize = 8_192;
+/// A node that neither the ring nor any heartbeat has known for so long is gone for good.
+pub(super) const RETIRED_MS: u64 = 60_000;
 
 /// The time: the wall's, for stamps, and a steady one for waits; both in milliseconds, neither ever steps back.
 #[derive(Debug, Clone, Copy, Default)]
@@ -100,6 +102,8 @@ pub struct Dispatcher {
     pub answers: Answers,
     /// Nodes with a heartbeat, once they are known.
     pub(super) live_nodes: Option<Arc<HashSet<NodeId>>>,
+    // When those that are not among them any more had their last, as far as that is not long ago.
+    pub(super) lost_nodes: HashMap<NodeId, u64, Xxh3Builder>,
     pub(super) rules: Rules,
     pub(super) started_ms: u64,
     pub(super) counters: Arc<Counters>,
@@ -150,6 +154,7 @@ impl Dispatcher {
             out: Output::default(),
             answers: Answers::default(),
             live_nodes: None,
+            lost_nodes: HashMap::default(),
             rules,
             started_ms: now.wall_ms,
             counters,
@@ -192,8 +197,12 @@ impl Dispatcher {
     /// These nodes have a heartbeat. What was known of clients on one that has it no more holds no longer: they come back
     /// elsewhere, and nobody is left there to tell.
     pub fn note_live(&mut self, live: HashSet<NodeId>) {
-        let before = self.live_nodes.take();
-        if before.is_some_and(|before| before.iter().any(|node| !live.contains(node))) {
+        let now_ms = self.now.wall_ms;
+        self.lost_nodes.retain(|node, lost_ms| !live.contains(node) && now_ms.saturating_sub(*lost_ms) < RETIRED_MS);
+        let before = self.live_nodes.take().unwrap_or_default();
+        let lost = self.lost_nodes.len();
+        self.lost_nodes.extend(before.iter().filter(|node| !live.contains(*node)).map(|node| (node.clone(), now_ms)));
+        if self.lost_nodes.len() > lost {
             self.paths.forget_nodes(|node| !live.contains(node));
         }
         self.live_nodes = Some(Arc::new(live));

@@ -1,7 +1,7 @@
 //! A session comes to its end: its client has left, or is another node's. A session never leaves with messages in hand:
 //! the store gets them first.
 
-use crate::bus::{Holder, Lane, Parcel, Record};
+use crate::bus::Holder;
 use crate::shard::Disconnect;
 use crate::shard::slab::Key;
 use crate::store::request::{Author, StoreRequest, Ticket};
@@ -118,13 +118,7 @@ impl Dispatcher {
     fn nudge_holder(&mut self, key: Key) {
         let holder = self.claim_mut(key).and_then(|claim| claim.rare_mut().holder.take());
         let (Some(session), Some(holder)) = (self.sessions.get(key), holder) else { return };
-        let (client, hash) = (session.id().as_str().into(), session.hash());
-        self.out.parcels.push_back(Box::new(Parcel {
-            to: holder.node,
-            lane: Lane::Partition(self.paths.lane_of(hash)),
-            origin: self.me.clone(),
-            record: Record::Nudge { client },
-            ticket: None,
-        }));
+        let (client, hash) = (session.id().clone(), session.hash());
+        self.nudge(client.as_str(), hash, holder.node);
     }
 }

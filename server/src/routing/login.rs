@@ -181,9 +181,7 @@ impl Dispatcher {
                 Standing::Asked if waited_ms >= self.rules.claim_wait_ms => self.go_on_unclaimed(key),
                 Standing::TakingOver if waited_ms >= self.rules.takeover_wait_ms => {
                     self.counters.takeovers_given_up.add(1);
-                    // From here on the store gives what the former holder still brings a place behind all of this one's:
-                    // under its own offsets the client would be past it.
-                    self.ask_for_claim(key);
+                    self.shut_out_former(key);
                     self.begin(key, true, false);
                 }
                 Standing::TakingOver if waited_ms >= self.rules.claim_wait_ms => {

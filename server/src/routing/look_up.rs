@@ -12,7 +12,7 @@ use crate::store::request::{Author, StoreAnswer, StoreRequest, Ticket};
 use crate::store::{AnyStore, Room};
 
 use super::arrival::{forwarded_from, with_arrival};
-use super::dispatcher::{Dispatcher, Now};
+use super::dispatcher::{Dispatcher, Now, RETIRED_MS};
 use super::relay::HOPS_MAX;
 use super::waiting::{Why, cost};
 
@@ -28,7 +28,6 @@ const REST_MS_MAX: u64 = 10_000;
 impl Dispatcher {
     /// Asks the store to keep the first messages of a queue, unless it knows of a session elsewhere.
     pub(super) fn look(&mut self, key: Key, client: &str) -> bool {
-        let anyone = self.is_sent_on_too_often(key);
         let Ok(client) = ClientId::try_from(client) else { return false };
         let Now { wall_ms, steady_ms } = self.now;
         if self.waiting.get(key).is_some_and(|queue| steady_ms < queue.rests_until_ms) {
@@ -38,16 +37,13 @@ impl Dispatcher {
             self.counters.unresolved_no_ring.add(1);
         }
         let Some(queue) = self.waiting.get_mut(key) else { return false };
-        let author = if anyone {
-            self.counters.unresolved_hops.add(1);
-            Author::Anyone
-        } else {
-            Author::Other { past: queue.past.clone() }
-        };
+        let author = Author::Other { past: queue.past.clone() };
         let mut messages = Vec::new();
         let (mut bytes, mut owed) = (0, None);
         // What waits for a fence does not go with what is ahead of it.
         let is_ahead = queue.items.front().is_some_and(|held| held.is_ahead);
+        // Nor what goes on to a holder with what goes no further.
+        let is_last_stop = queue.items.front().is_some_and(|held| held.posted.hops >= HOPS_MAX);
         // Nor what waits for its sender's next coming.
         let login = queue.items.front().map_or(0, |held| held.posted.login);
         for held in queue.items.iter().take(BATCH_MESSAGES_MAX.min(queue.batch_max)) {
@@ -56,7 +52,7 @@ impl Dispatcher {
                 || bytes > BATCH_BYTES_MAX
                 || held.is_ahead != is_ahead
                 || held.posted.login > login
-                || (held.posted.hops >= HOPS_MAX) != anyone
+                || (held.posted.hops >= HOPS_MAX) != is_last_stop
                 || (held.expires_ms <= wall_ms && !messages.is_empty())
             {
                 break;
@@ -77,7 +73,7 @@ impl Dispatcher {
         let Some(queue) = self.waiting.get_mut(key) else { return };
         let Why::Store(count) = queue.why else { return };
         queue.why = Why::Room;
-        queue.past = None;
+        let past = queue.past.take();
         let (client, hash) = (queue.client.clone(), queue.hash);
         let refusals = queue.refusals + 1;
         // Whatever else it answers, it is not refusing any more.
@@ -85,11 +81,12 @@ impl Dispatcher {
         match answer {
             StoreAnswer::Appended { .. } => {
                 queue.batch_max = usize::MAX;
-                for index in 0..count {
+                if let Some((node, _)) = past.filter(|(node, _)| *node != self.me.node) {
+                    // It has the client, unless it is more than silent.
+                    self.nudge(&client, hash, node);
+                }
+                for _ in 0..count {
                     let Some(held) = self.waiting.pop(key) else { break };
-                    if index == 0 && held.posted.hops >= HOPS_MAX {
-                        self.nudge(&client, hash);
-                    }
                     self.counters.delivered_kept.add(1);
                     self.tell(
                         held.posted.origin,
@@ -122,6 +119,12 @@ impl Dispatcher {
                     queue.past = Some((holder.node, holder.incarnation));
                 }
             }
+            StoreAnswer::Elsewhere(holder) if self.is_sent_on_too_often(key) => {
+                self.counters.unresolved_hops.add(1);
+                if let Some(queue) = self.waiting.get_mut(key) {
+                    queue.past = Some((holder.node, holder.incarnation));
+                }
+            }
             StoreAnswer::Elsewhere(holder) => {
                 self.learn(&client, &holder);
             }
@@ -137,11 +140,13 @@ impl Dispatcher {
         self.is_silent(node, forwarded) || self.is_retired(node)
     }
 
-    /// True for a node that is gone for good: neither the ring nor any heartbeat knows it.
+    /// True for a node that is gone for good: neither the ring nor any heartbeat has known it for long. One that is only
+    /// silent is out of the ring within seconds, and its session may have what was sent there last.
     fn is_retired(&mut self, node: &NodeId) -> bool {
         let is_live = self.live_nodes.as_ref().is_none_or(|live| live.contains(node));
         let has_slots = self.ring.load().is_none_or(|ring| ring.weights().index(node).is_some());
-        !is_live && !has_slots
+        let lost_ms = self.lost_nodes.get(node).copied().unwrap_or(self.started_ms);
+        !is_live && !has_slots && self.now.wall_ms.saturating_sub(lost_ms) >= RETIRED_MS
     }
 }
 

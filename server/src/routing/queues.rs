@@ -143,7 +143,6 @@ impl Dispatcher {
         let (sender, number, login) = (queue.sender, first.number, first.posted.login);
         let others = match first.sent_by {
             None => self.crossing(sender, &client, hash, login, 1),
-            Some(_) if is_ahead => None,
             Some(_) => self.others_first(sender, hash, number, 1),
         };
         if let Some(why) = others {

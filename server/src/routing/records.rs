@@ -47,7 +47,7 @@ impl Dispatcher {
             }
             Record::Released { client, generation } => {
                 let hash = self.hash_of(&client);
-                self.on_released(&client, hash, generation, &origin.node);
+                self.on_released(&client, hash, generation, &origin);
                 self.out.finished.push(at);
             }
             Record::Moved { client, holder } => {

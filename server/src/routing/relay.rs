@@ -150,10 +150,10 @@ impl Dispatcher {
         }));
     }
 
-    pub(super) fn nudge(&mut self, client: &str, hash: u64) {
-        let Some(holder) = self.paths.hint(client).cloned() else { return };
+    /// Tells the node that has a client that something was kept for it past what that knows.
+    pub(super) fn nudge(&mut self, client: &str, hash: u64, node: NodeId) {
         self.out.parcels.push_back(Box::new(Parcel {
-            to: holder.node,
+            to: node,
             lane: Lane::Partition(self.paths.lane_of(hash)),
             origin: self.me.clone(),
             record: Record::Nudge { client: client.into() },

@@ -7,7 +7,7 @@ use crate::shard::slab::{Key, Slab};
 use crate::store::AnyStore;
 use crate::store::request::{StoreAnswer, Ticket};
 
-use super::claim::Standing;
+use super::claim::{Claim, Standing};
 use super::dispatcher::Dispatcher;
 
 impl Dispatcher {
@@ -111,6 +111,17 @@ impl Dispatcher {
         let is_starting = self.claim(key).is_some_and(|claim| claim.standing == Standing::Starting);
         if is_starting && !self.sessions.get(key).is_some_and(Session::is_paging) {
             self.welcome(key);
+        }
+    }
+
+    /// Somebody else has read this node's topic for a while, and kept what it held, and any word of that, past the
+    /// sessions here. To be called before anything is delivered that this node reads itself again.
+    pub fn look_everywhere(&mut self) {
+        for index in 0..self.sessions.slots() {
+            let Some((key, _)) = u32::try_from(index).ok().and_then(|index| self.sessions.at(index)) else { continue };
+            if self.claim(key).is_some_and(Claim::takes_messages) {
+                self.look_again(key);
+            }
         }
     }
 

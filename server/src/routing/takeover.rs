@@ -4,8 +4,6 @@
 //! Invariant: every `Claimed` is answered, and its record finished, once; the newest not before the store has all that
 //! is left of the client's sessions here.
 
-use ring::NodeId;
-
 use crate::bus::{Address, Lane, Parcel, Record, RecordRef};
 use crate::shard::Disconnect;
 use crate::shard::session::Session;
@@ -96,15 +94,20 @@ impl Dispatcher {
         }));
     }
 
-    /// A former holder of a client has kept all that it had.
-    pub(super) fn on_released(&mut self, client: &str, hash: u64, generation: u64, node: &NodeId) {
+    /// A former holder of a client has kept all that it had; or the forwarder says so, in the name of no life of a node
+    /// that may only be silent, and still bring what it has.
+    pub(super) fn on_released(&mut self, client: &str, hash: u64, generation: u64, sent_by: &Address) {
         let Some(key) = self.find_session(hash, client) else { return };
         let Some(claim) = self.claim_mut(key) else { return };
         match claim.standing {
             Standing::TakingOver if claim.generation == generation => {
                 let rare = claim.rare_mut();
-                rare.unreleased.retain(|waits_for| waits_for != node);
+                rare.unreleased.retain(|waits_for| *waits_for != sent_by.node);
+                rare.is_forced |= sent_by.incarnation == 0;
                 if rare.unreleased.is_empty() {
+                    if rare.is_forced {
+                        self.shut_out_former(key);
+                    }
                     self.begin(key, true, true);
                 }
             }
@@ -114,5 +117,11 @@ impl Dispatcher {
             }
             _ => {}
         }
+    }
+
+    /// From here on the store gives what a former holder still brings a place behind all of this one's: under its own
+    /// offsets the client would be past it.
+    pub(super) fn shut_out_former(&mut self, key: Key) {
+        self.ask_for_claim(key);
     }
 }

@@ -74,6 +74,8 @@ pub enum Mail {
     Order(Order),
     /// A record from this node's topic, for a client whose home is here or for every shard.
     Record(Box<Arrived>),
+    /// Somebody else has read this node's topic for a while; the records that follow are read by this node again.
+    ReadAgain,
     /// The bus has kept the parcel with this ticket.
     Produced(u64),
     /// What became of a request to the store.

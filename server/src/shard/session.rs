@@ -112,6 +112,8 @@ const WELCOMED: u8 = 4;
 const ADVISED: u8 = 8;
 /// Its client may have come from another node just now.
 const CAME: u8 = 16;
+/// What waits in the store may be read: from where this login begins, not from where an earlier one had come to.
+const READS: u8 = 32;
 
 #[derive(Default)]
 struct Delivery {
@@ -147,7 +149,7 @@ impl Session {
             last_offset,
             unconfirmed: 0,
             receiver_acks: wishes.receiver_acks || wishes.resume_offset.is_some(),
-            flags: BEGUN | WELCOMED | if wishes.acks { WANTS_ACKS } else { 0 },
+            flags: READS | BEGUN | WELCOMED | if wishes.acks { WANTS_ACKS } else { 0 },
             delivery: None,
         };
         let mut start = Start { offset: if known_position > 0 { known_position } else { last_offset }, recovered };
@@ -247,6 +249,7 @@ impl Session {
         now_ms: u64,
         answers: &mut Answers,
     ) {
+        self.flags |= READS;
         self.last_offset = self.last_offset.max(last_offset);
         if position > 0 {
             store.trim(&self.id, position);
@@ -269,6 +272,9 @@ impl Session {
         } else {
             // What the outbox still has is ahead of what the store has, or is in it.
             self.fall_behind(store, limits, now_ms, answers);
+            // An earlier login may have been behind already, and its client got further on another node.
+            let delivery = self.delivery_mut(now_ms);
+            delivery.paged_offset = delivery.paged_offset.max(position);
         }
     }
 

@@ -360,6 +360,10 @@ impl Shard {
                     state.dispatch.on_record(*arrived);
                     state.settle_dispatch();
                 }),
+                Some(Mail::ReadAgain) => self.with(|state| {
+                    state.dispatch.look_everywhere();
+                    state.settle_dispatch();
+                }),
                 Some(Mail::Produced(ticket)) => self.with(|state| {
                     state.dispatch.on_produced(ticket);
                     state.settle_dispatch();

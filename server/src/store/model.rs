@@ -280,8 +280,11 @@ impl Client {
         let mut last_offset = self.last_offset.max(if is_mine { 0 } else { self.ceiling });
         let mut answer = self.kept_offset;
         let mut new: Vec<Kept> = Vec::new();
+        // Of a login that others have followed meanwhile, to whom it was not known any more: they may be past its offsets.
+        let is_late =
+            self.holder.is_none() && matches!(author, Author::Holder { generation } if *generation < self.generation);
         for message in messages {
-            let is_given = message.offset != 0;
+            let is_given = message.offset != 0 && !is_late;
             let is_below = is_given && message.offset <= kept_offset;
             if is_below {
                 // Another message may stand there: one that was given too low a place before.

@@ -142,6 +142,8 @@ pub struct Reader {
     shards: NonZeroUsize,
     consumer: Arc<BaseConsumer<ReadContext>>,
     phase: Phase,
+    // By whose right it last read.
+    last_token: Option<u64>,
     position_at: Instant,
     partitions: Vec<Partition>,
     fences: Fences,
@@ -174,6 +176,7 @@ pub fn prepare(parts: Parts) -> Result<Reader, KafkaError> {
         shards,
         consumer: Arc::new(consumer),
         phase: Phase::Waiting,
+        last_token: None,
         position_at: now,
         partitions: Vec::new(),
         fences: Fences::default(),
@@ -322,6 +325,12 @@ impl Reader {
             .map(|(index, position)| self.partition(index, *position, partitions))
             .collect();
         self.fences.clear();
+        // Each change of hands takes one more.
+        if self.last_token.replace(token).is_some_and(|former| token > former + 1) {
+            for shard in 0..self.parts.mailing.shards() {
+                self.parts.mailing.post(shard, Mail::ReadAgain);
+            }
+        }
         self.phase = Phase::Reading(token);
         self.parts.shared.counters.reader.assignments.add(1);
         self.parts.shared.counters.reader.reading.set(1);

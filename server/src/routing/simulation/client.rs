@@ -12,6 +12,9 @@ use crate::shard::recent::identity;
 use crate::shard::session::{Inbound, Newcomer, Wishes};
 use crate::shard::slab::Key;
 
+/// So many clients wait for a node that is silent.
+const PATIENT_CLIENTS: usize = 2;
+
 impl World {
     pub(super) fn step_client(&mut self, index: usize, is_troubled: bool) {
         let now = self.now;
@@ -25,8 +28,9 @@ impl World {
         let (at, session) = (connection.node, connection.session);
         if self.nodes[at].paused_until > now {
             let since = *connection.stalled_since.get_or_insert(now);
-            // The client's own patience: a ping that is not answered.
-            if now - since > 3_000 && self.dice.one_in(20) {
+            // The client's own patience: a ping that is not answered. Some have a lot of it.
+            let patience = if self.kind.has_balancer() && index < PATIENT_CLIENTS { 20_000 } else { 3_000 };
+            if now - since > patience && self.dice.one_in(20) {
                 tell!(self, "c{index} gives n{at} up");
                 self.cut(index);
             }

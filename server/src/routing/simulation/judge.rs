@@ -48,8 +48,9 @@ impl World {
 
     /// Of what one sender gave one node: what was accepted before another was sent, or ahead of it over the same
     /// connection, arrives before it. Unless a node crashed meanwhile: with it goes what it remembered of the way that
-    /// earlier messages took. Where nodes only pause, also of what it gave to different nodes: a client sends what is
-    /// not confirmed again, in order, wherever it comes to. Unless a wait was given up, or the earlier one refused.
+    /// earlier messages took. Nor across the moment at which a topic passes to the forwarder or back. Where nodes only
+    /// pause, also of what it gave to different nodes: a client sends what is not confirmed again, in order, wherever it
+    /// comes to. Unless a wait was given up, or the earlier one refused.
     fn judge_order(&self) {
         let seed = self.seed;
         let has_given_up = |node: &super::Node| {
@@ -65,9 +66,10 @@ impl World {
                 for (at, ((_, first), earlier)) in messages.iter().enumerate() {
                     for ((_, second), later) in &messages[at + 1..] {
                         let last = earlier.delivered_at.max(later.delivered_at);
-                        let had_crash = self.crashes.iter().any(|crash| (earlier.first_sent..=last).contains(crash));
+                        let mut breaks = self.crashes.iter().chain(&self.handovers);
+                        let had_break = breaks.any(|at| (earlier.first_sent..=last).contains(at));
                         let must_precede = (is_strict && !earlier.was_refused)
-                            || !had_crash
+                            || !had_break
                                 && earlier.given_to.is_some()
                                 && earlier.given_to == later.given_to
                                 && (earlier.is_clean

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use ring::NodeId;
+
 use super::story::{brief, name, outcome};
 use super::{LANES, NODES, RULES, STARTED_MS, UNFINISHED_MAX, World, node_id, tell};
 use crate::bus::{Address, Arrived, Lane, Parcel, Record, RecordRef};
 use crate::metrics::Counters;
+use crate::routing::membership::Observer;
 use crate::routing::{Dispatcher, Now};
 use crate::shard::origin::{Origin, Sender};
 use crate::shard::slab::Key;
@@ -35,7 +38,8 @@ impl World {
             let Some((_, ticket)) = node.produced.pop_front() else { break };
             dispatcher.on_produced(ticket);
         }
-        if node.bus_away_until <= now {
+        self.keep_alive(at);
+        if self.nodes[at].is_reading && self.nodes[at].bus_away_until <= now {
             self.read_topic(at);
         }
         let node = &mut self.nodes[at];
@@ -74,6 +78,9 @@ impl World {
         node.incarnation = now + 1;
         node.started_ms = now;
         node.next_tick = now;
+        node.beat_at = 0;
+        node.observer = Observer::default();
+        (node.lease_until, node.is_reading, node.has_let_go) = (0, false, false);
         let me = Address { node: node_id(at), incarnation: node.incarnation, shard: 0 };
         let time = Now { wall_ms: node.wall_ms, steady_ms: 0 };
         let store = AnyStore::Remote(RemoteStore::default());
@@ -130,7 +137,7 @@ impl World {
             Lane::Control => 0,
             Lane::Partition(lane) => usize::from(lane),
         };
-        let to = (0..NODES).find(|index| node_id(*index) == parcel.to).expect("a node of this world");
+        let to = index_of(&parcel.to);
         self.nodes[to].topic[lane].records.push(*parcel);
     }
 
@@ -175,6 +182,11 @@ impl World {
             }
             for record in out.passed {
                 let lane = usize::from(record.partition);
+                if !self.nodes[at].topic[lane].unfinished.contains(&usize::try_from(record.offset).unwrap()) {
+                    // It was read once more by somebody, since this node has let go of its topic.
+                    self.finish(at, record);
+                    continue;
+                }
                 let parcel = &self.nodes[at].topic[lane].records[usize::try_from(record.offset).unwrap()];
                 let Record::Fence { id, .. } = parcel.record else { panic!("only fences pass") };
                 let origin = parcel.origin.clone();
@@ -235,7 +247,18 @@ impl World {
         let partition = &mut self.nodes[at].topic[usize::from(record.partition)];
         let offset = usize::try_from(record.offset).unwrap();
         let was_unfinished = partition.unfinished.remove(&offset);
-        assert!(was_unfinished, "seed {}: record {record:?} of n{at} was finished twice", self.seed);
-        partition.committed = partition.unfinished.first().copied().unwrap_or(partition.next);
+        assert!(
+            was_unfinished || self.nodes[at].has_let_go,
+            "seed {}: record {record:?} of n{at} was finished twice",
+            self.seed
+        );
+        let partition = &mut self.nodes[at].topic[usize::from(record.partition)];
+        if was_unfinished {
+            partition.committed = partition.unfinished.first().copied().unwrap_or(partition.next);
+        }
     }
+}
+
+pub(super) fn index_of(node: &NodeId) -> usize {
+    (0..NODES).find(|index| node_id(*index) == *node).expect("a node of this world")
 }

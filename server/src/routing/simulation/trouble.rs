@@ -1,15 +1,17 @@
 //! What goes wrong, how often, and how it heals.
 
-use std::sync::Arc;
-
-use super::{CLIENTS, Kind, Message, NODES, RINGS, World, rings, tell};
+use super::{CLIENTS, Kind, Message, NODES, World, ring, tell};
 
 impl World {
     pub(super) fn trouble(&mut self) {
         let at = self.dice.below(self.kind.nodes());
         let now = self.now;
         if self.dice.one_in(400) {
-            let what = if self.kind == Kind::Pauses { 1 } else { self.dice.below(8) };
+            let what = match self.kind {
+                Kind::Pauses => 1,
+                Kind::Anything => self.dice.below(8),
+                Kind::Silence => self.dice.below(11),
+            };
             match what {
                 0 => self.crash(at),
                 1 => {
@@ -31,6 +33,7 @@ impl World {
                     for node in 0..NODES {
                         self.lose_store(node, until);
                     }
+                    self.lose_balancers_redis(until);
                 }
                 5 => {
                     let until = now + self.dice.up_to(6_000);
@@ -44,15 +47,26 @@ impl World {
                     self.nodes[at].skew_ms = skew;
                     tell!(self, "n{at} clock off by {skew}");
                 }
-                _ => {
-                    self.newest_ring = (self.newest_ring + 1).min(RINGS - 1);
-                    tell!(self, "ring {}", self.newest_ring + 1);
+                7 => {
+                    self.newest_ring.0 += 1;
+                    tell!(self, "ring {:?}", self.newest_ring);
                 }
+                // The others take it for dead, and it is not.
+                8 => {
+                    let until = now + 7_000 + self.dice.up_to(20_000);
+                    self.nodes[at].paused_until = until;
+                    tell!(self, "n{at} silent until {until}");
+                }
+                9 => {
+                    let until = now + 7_000 + self.dice.up_to(20_000);
+                    self.lose_store(at, until);
+                }
+                _ => self.crash_forwarder(),
             }
         }
         // Rings reach nodes at different times.
         if self.dice.one_in(40) {
-            let _ = self.nodes[at].ring.publish(Arc::clone(&rings()[self.newest_ring]));
+            let _ = self.nodes[at].ring.publish(ring(self.newest_ring));
         }
         let client = self.dice.below(CLIENTS);
         if self.dice.one_in(150) {
@@ -91,7 +105,7 @@ impl World {
             if node.dispatcher.is_none() {
                 node.restart_at = Some(now);
             }
-            let _ = node.ring.publish(Arc::clone(&rings()[self.newest_ring]));
+            let _ = node.ring.publish(ring(self.newest_ring));
         }
     }
 
@@ -125,6 +139,7 @@ impl World {
         node.produced.clear();
         node.hangups.clear();
         node.paused_until = 0;
+        node.is_reading = false;
         for partition in &mut node.topic {
             partition.next = partition.committed;
             partition.unfinished.clear();

@@ -12,7 +12,7 @@ use crate::shard::origin::Origin;
 use crate::store::request::StoreAnswer;
 use crate::store::{BufferFull, Kept, Room, Store};
 
-use super::{Delivery, Session, SessionLimits};
+use super::{Delivery, READS, Session, SessionLimits};
 
 /// Bytes read from the store at a time.
 const PAGE_BYTES: usize = 64 * 1024;
@@ -189,7 +189,7 @@ impl Session {
             .delivery
             .as_ref()
             .is_some_and(|delivery| delivery.is_behind && delivery.outbox.has_room_for_a_page(limits.outbox));
-        has_room && self.read_on(store, limits.outbox.bytes / 2, now_ms)
+        self.flags & READS != 0 && has_room && self.read_on(store, limits.outbox.bytes / 2, now_ms)
     }
 
     /// Moves messages from the store to the outbox while it has room; returns whether there is something to write.
@@ -215,6 +215,10 @@ impl Session {
         let is_given_more = delivery.pending.iter().any(|pending| matches!(pending, Pending::Append(_)));
         delivery.is_behind = !page.is_empty() || is_given_more;
         for kept in page {
+            if kept.offset <= delivery.paged_offset {
+                // Asked for by an earlier login, and its client has got further elsewhere.
+                continue;
+            }
             delivery.paged_offset = kept.offset;
             self.last_offset = self.last_offset.max(kept.offset);
             delivery.recent.insert(kept.identity);

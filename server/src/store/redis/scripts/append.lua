@@ -92,10 +92,12 @@ if not mine then
     last = math.max(last, session.ceiling)
 end
 local held = author == 'holder' and is_held_by(tonumber(ARGV[6]))
+-- Of a login that others have followed meanwhile, to whom it was not known any more: they may be past its offsets.
+local is_late = author == 'holder' and not session.holder and tonumber(ARGV[6]) < session.generation
 local new, bytes, latest = {}, 0, 0
 for at = 11, #ARGV, 3 do
     local offset, meta, body = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2]
-    local is_given = offset ~= 0
+    local is_given = offset ~= 0 and not is_late
     local is_below = is_given and offset <= kept
     local identity = string.match(meta, '^%d+')
     local is_done = is_below and held and offset <= session.trimmed
