@@ -63,13 +63,13 @@ fn route(office: &Office, tally: &Tally, request: &Request) -> Result<Response, 
     let drained = request.path.strip_prefix("/api/v1/nodes/").and_then(|rest| rest.strip_suffix("/drain"));
     if let Some(node) = drained {
         if request.method != "POST" {
-            return Err(Problem::new(405, "method", "drain with POST"));
+            return Err(Problem::wrong_method("POST"));
         }
         return drain::order(office, request, node);
     }
     let snapshot = office.view.snapshot();
     match &*request.path {
-        _ if !matches!(&*request.method, "GET" | "HEAD") => Err(Problem::new(405, "method", "only GET here")),
+        _ if !matches!(&*request.method, "GET" | "HEAD") => Err(Problem::wrong_method("GET, HEAD")),
         "/livez" => Ok(Response::text(200, "text/plain; charset=utf-8", "ok\n")),
         "/readyz" => readyz(office, &snapshot),
         "/healthz" => Ok(healthz(office, &snapshot)),

@@ -241,15 +241,8 @@ impl Service {
             peak_before: None,
             peak_after: None,
         });
-        self.serve_ring(&ring);
+        self.shares = shares(&ring);
         self.last_update = Some((update, json.clone()));
-    }
-
-    fn serve_ring(&mut self, ring: &Arc<Ring>) {
-        self.shares = shares(ring);
-        if let Err(error) = self.view.ring.publish(Arc::clone(ring)) {
-            debug!(%error, "a ring that is served already");
-        }
     }
 
     /// Time as it was on Redis' clock at the first look, and as it has passed here since.

@@ -2,6 +2,7 @@
 //! port serves. Decides nothing.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,13 @@ impl Service {
             nodes: names.into_iter().map(node).collect(),
             history: self.history.clone(),
         });
+        // After its nodes: whoever looks a client up by it finds its owner's address.
+        if let Some(ring) = ring
+            && self.view.ring.load().is_none_or(|served| served.version() < ring.version())
+            && let Err(error) = self.view.ring.publish(Arc::clone(ring))
+        {
+            debug!(%error, "a ring that is served already");
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::decide::{Change, Inputs, decide};
 use crate::publisher::{Outgoing, RING_TOPIC, SCALE_TOPIC};
 use crate::scaling::Direction;
 use crate::store::{Lease, Published};
-use crate::view::Counters;
+use crate::view::{Counters, shares};
 
 /// How often nodes that are long gone are forgotten.
 const TIDY_INTERVAL: Duration = Duration::from_secs(60);
@@ -142,7 +142,7 @@ impl Service {
         self.seen_ring = Some(json.clone());
         self.last_update = Some((change.update.clone(), json));
         self.version_floor = self.version_floor.max(change.update.version.version);
-        self.serve_ring(&change.ring);
+        self.shares = shares(&change.ring);
         self.count(change);
         true
     }

@@ -107,6 +107,12 @@ impl Problem {
         Self { status, code, reason: reason.into(), header: None }
     }
 
+    /// A method other than those `allowed`.
+    pub fn wrong_method(allowed: &'static str) -> Self {
+        let problem = Self::new(405, "method", format!("allowed here: {allowed}"));
+        Self { header: Some(("Allow", allowed)), ..problem }
+    }
+
     /// The answer that tells it; where the port itself is at fault, with when to ask again.
     pub fn into_response(self) -> Response {
         #[derive(Serialize)]

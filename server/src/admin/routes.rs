@@ -40,14 +40,14 @@ pub(super) fn answer(office: &Office, request: &Request) -> Result<Response, Pro
 fn is_get(request: &Request) -> Result<(), Problem> {
     match request.method.as_str() {
         "GET" | "HEAD" => Ok(()),
-        _ => Err(wrong_method("GET, HEAD")),
+        _ => Err(Problem::wrong_method("GET, HEAD")),
     }
 }
 
 /// A page of another site can make a browser post a form, but not JSON without asking first: nobody answers that.
 fn is_json_post(request: &Request) -> Result<(), Problem> {
     if request.method != "POST" {
-        return Err(wrong_method("POST"));
+        return Err(Problem::wrong_method("POST"));
     }
     let media_type = request.content_type.as_deref().and_then(|value| value.split(';').next()).unwrap_or_default();
     if !media_type.trim_ascii().eq_ignore_ascii_case("application/json") {
@@ -61,11 +61,6 @@ fn is_json_post(request: &Request) -> Result<(), Problem> {
         return Err(Problem::new(403, "origin", "pages of other sites may not post here"));
     }
     Ok(())
-}
-
-fn wrong_method(allowed: &'static str) -> Problem {
-    let problem = Problem::new(405, "method", format!("allowed here: {allowed}"));
-    Problem { header: Some(("Allow", allowed)), ..problem }
 }
 
 fn client(office: &Office, raw_id: &str) -> Result<Response, Problem> {
