@@ -131,6 +131,15 @@ fn client(parts: &Parts) -> Result<BaseProducer<TopicsContext>, KafkaError> {
     parts.config.topics(&parts.node).create_with_context(TopicsContext { health: Arc::clone(&parts.health) })
 }
 
+fn ask(client: &BaseProducer<TopicsContext>, topic: &str) -> Result<Metadata, KafkaError> {
+    let metadata = client.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
+    if metadata.brokers().is_empty() {
+        // Its own controller takes it for dead, as after a pause: nothing can be sent or read.
+        return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerNotAvailable));
+    }
+    Ok(metadata)
+}
+
 /// How it stands with a topic.
 enum Standing {
     Ready(u16),
@@ -207,12 +216,7 @@ impl Topics {
     }
 
     fn ask(&self, topic: &str) -> Result<Metadata, KafkaError> {
-        let metadata = self.client.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
-        if metadata.brokers().is_empty() {
-            // Its own controller takes it for dead, as after a pause: nothing can be sent or read.
-            return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerNotAvailable));
-        }
-        Ok(metadata)
+        ask(&self.client, topic)
     }
 
     /// Looks for a topic, creates it if it must; says after what time to look again, or nothing when it was found.
@@ -352,15 +356,15 @@ impl Topics {
         }
     }
 
-    /// Whether Kafka is away or this client has lost its brokers cannot be told from here: another client may find out.
-    fn start_anew(&mut self) {
-        self.admin = None;
-        match client(&self.parts) {
-            Ok(client) => {
-                self.client = client;
-                self.parts.counters.rebootstraps.topics.add(1);
-            }
-            Err(error) => tracing::debug!(%error, "kafka client"),
+    /// Where another client is answered this one has lost its brokers; where none is, Kafka is away.
+    fn try_another(&mut self) {
+        let another = client(&self.parts).ok().filter(|another| ask(another, &self.parts.own.topic).is_ok());
+        if let Some(another) = another {
+            (self.client, self.admin) = (another, None);
+            self.parts.counters.rebootstraps.topics.add(1);
+            tracing::warn!(client = "topics", "a kafka client is not answered, and another is: it takes its place");
+            // The next probe tells that Kafka answers.
+            self.probe_at = Instant::now();
         }
     }
 
@@ -373,8 +377,6 @@ impl Topics {
         self.parts.counters.topics.up.set(u64::from(is_up));
         if is_up {
             self.silence.end(now);
-        } else if self.silence.is_long(now) {
-            self.start_anew();
         }
         match answer {
             Ok(()) if is_news => {
@@ -390,6 +392,9 @@ impl Topics {
                     tracing::warn!(brokers, %error, last, "kafka does not answer: trying again");
                 }
             }
+        }
+        if !is_up && self.silence.is_long(now) {
+            self.try_another();
         }
     }
 }
