@@ -14,7 +14,8 @@
 # For the shell: export $(scripts/services.sh up)
 #
 # RTC_KAFKA (HOST:PORT) and RTC_REDIS (URL) name servers to use instead, KAFKA_HOME a Kafka to run instead of fetching one.
-# RTC_SERVICES_RUN names another directory for a second pair beside the first, such as one that a test may kill.
+# RTC_SERVICES_RUN names another directory for a second pair beside the first, such as one that a test may kill;
+# RTC_SERVICES_KAFKA has settings for its Kafka (KEY=VALUE …), which win.
 #
 # Redis and Prometheus are the distribution's packages, Kafka needs Java 17 and, to be fetched once, Maven. Where one cannot be had,
 # `up` says `SKIPPED: NAME: REASON`, goes on with the other, and exits 3.
@@ -199,6 +200,9 @@ launch_kafka() {
         echo "advertised.listeners=PLAINTEXT://$(address_of kafka)"
         echo "controller.quorum.voters=1@$controller"
         echo "log.dirs=$RUN/kafka/data"
+        # One setting a word.
+        # shellcheck disable=SC2086
+        printf '%s\n' ${RTC_SERVICES_KAFKA:-}
     } >"$properties"
     if [[ ! -f $RUN/kafka/data/meta.properties ]]; then
         kafka_tool kafka.tools.StorageTool format --cluster-id "$CLUSTER_ID" --config "$properties" >>"$RUN/kafka/log" 2>&1 ||

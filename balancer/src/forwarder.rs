@@ -18,8 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 use ring::{NODES_MAX, NodeId, RingVersion};
 use tracing::{debug, warn};
@@ -29,7 +30,8 @@ use reading::Task;
 use sender::NODE_TOPIC_PREFIX;
 use watch::{Ending, Ends, Orders, Sight, Watch};
 
-use crate::kafka::{ANSWER_TIMEOUT, Kafka};
+use crate::kafka::{ANSWER_TIMEOUT, Kafka, another};
+use crate::publisher::RING_TOPIC;
 
 /// How often Kafka is asked for topics of nodes that are gone, and for late records in them.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
@@ -61,8 +63,12 @@ pub struct Forwarded {
     buried: [AtomicU64; Poison::CAUSES.len()],
     /// Readings that could not go on.
     pub failures: AtomicU64,
+    /// Clients that were no longer answered, and replaced.
+    pub replaced: AtomicU64,
     /// Topics that are being read.
     pub topics: AtomicU64,
+    // Whether Kafka has answered the last question: then a reading that hears nothing has lost its way there.
+    is_answered: AtomicBool,
 }
 
 impl Forwarded {
@@ -111,9 +117,7 @@ impl Forwarder {
     /// When a client cannot be made or a thread cannot be had.
     pub fn start(settings: Settings, counted: Arc<Forwarded>) -> anyhow::Result<Self> {
         let redis = redis::Client::open(settings.redis.as_str()).context("redis is not a URL")?;
-        // Asks for topics and their ends only, and is in no group.
-        let consumer: BaseConsumer =
-            settings.kafka.client("rtc-forwarder", &[("group.id", "rtc-balancer-unused")]).create()?;
+        let consumer = asking(&settings.kafka)?;
         let (sight, is_stopping) = (Arc::new(Mutex::new(None)), Arc::new(AtomicBool::new(false)));
         let (ended, endings) = channel();
         let office = Office {
@@ -154,6 +158,11 @@ impl Drop for Forwarder {
             let _ = thread.join();
         }
     }
+}
+
+/// What asks for topics and their ends only, and is in no group.
+fn asking(kafka: &Kafka) -> KafkaResult<BaseConsumer> {
+    kafka.client("rtc-forwarder", &[("group.id", "rtc-balancer-unused")]).create()
 }
 
 struct Running {
@@ -208,10 +217,13 @@ impl Office {
         };
         if now >= self.look_at || self.looked_by != sight.ring.version() {
             self.looked_by = sight.ring.version();
-            match self.look(&sight) {
+            let looked = self.look(&sight);
+            self.counted.is_answered.store(looked.is_ok(), Ordering::Relaxed);
+            match looked {
                 Ok(topics) => self.topics = topics,
                 Err(error) => {
                     debug!(error = format!("{error:#}"), "kafka does not tell of topics of nodes that are gone");
+                    self.replace_if_deaf();
                 }
             }
             self.look_at = Instant::now() + LOOK_INTERVAL;
@@ -220,9 +232,18 @@ impl Office {
         self.obey(orders);
     }
 
+    fn replace_if_deaf(&mut self) {
+        let make = || asking(&self.settings.kafka);
+        if let Some(another) = another(&self.consumer, |consumer| consumer.client(), RING_TOPIC, make) {
+            self.consumer = another;
+            self.counted.replaced.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The topics of nodes that are neither alive nor in the ring, and where they end.
     fn look(&self, sight: &Sight) -> anyhow::Result<BTreeMap<NodeId, Ends>> {
         let metadata = self.consumer.fetch_metadata(None, ANSWER_TIMEOUT)?;
+        ensure!(!metadata.brokers().is_empty(), "no broker is named");
         let mut list = TopicPartitionList::new();
         let mut topics = BTreeMap::new();
         for topic in metadata.topics().iter().filter(|topic| topic.error().is_none()) {

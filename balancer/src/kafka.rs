@@ -12,10 +12,13 @@ use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::{Client, DefaultClientContext};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
+use tracing::warn;
 
 /// How long Kafka may take to tell of a topic.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A client that has heard nothing for so long is asked whether it hears at all, see [`another`].
+pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// The replication of a new topic is the brokers' default.
 const REPLICATION_DEFAULT: i32 = -1;
 
@@ -76,6 +79,27 @@ impl Kafka {
         }
         partitions_of(asking, topic)?.ok_or_else(|| anyhow!("topic {topic} is not there yet"))
     }
+}
+
+/// Whether Kafka answers this client about a topic, and names a broker.
+pub fn is_answered<C: ClientContext>(asking: &Client<C>, topic: &str) -> bool {
+    asking.fetch_metadata(Some(topic), ANSWER_TIMEOUT).is_ok_and(|metadata| !metadata.brokers().is_empty())
+}
+
+/// Another client for the place of one that is not answered, where the other is: the library can forget every broker, the
+/// configured ones too, when one that was away names none. Where neither is answered Kafka is away, and the old one will do.
+pub fn another<T, C: ClientContext>(
+    old: &T,
+    client: impl Fn(&T) -> &Client<C>,
+    topic: &str,
+    make: impl FnOnce() -> KafkaResult<T>,
+) -> Option<T> {
+    if is_answered(client(old), topic) {
+        return None;
+    }
+    let another = make().ok().filter(|another| is_answered(client(another), topic))?;
+    warn!(topic, "a kafka client is not answered, and another is: it takes its place");
+    Some(another)
 }
 
 /// How many partitions a topic has; `None` where there is no such topic.

@@ -29,6 +29,11 @@ struct CauseLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OwnerLabel {
+    owner: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KindLabel {
     kind: &'static str,
 }
@@ -139,6 +144,11 @@ pub fn text(
         registry.register(name, help, counted(value));
     }
     count_forwarded(&mut registry, view);
+    let replaced = Family::<OwnerLabel, Counter>::default();
+    for (owner, count) in [("publisher", &progress.replaced), ("forwarder", &view.forwarded.replaced)] {
+        replaced.get_or_create(&OwnerLabel { owner }).inc_by(of(count));
+    }
+    registry.register("rtc_lb_kafka_clients_replaced", "Clients of Kafka that were not answered, by owner", replaced);
     #[allow(clippy::cast_precision_loss, reason = "sums of microseconds and millionths")]
     for (name, help, value) in [
         ("rtc_lb_decision_seconds", "Time spent on decisions", of(&counters.decision_micros) as f64 / 1e6),

@@ -19,7 +19,7 @@ use ring::RingVersion;
 use ring::control::RingUpdate;
 use tracing::{debug, info, warn};
 
-use crate::kafka::Kafka;
+use crate::kafka::{Kafka, SILENCE_MAX, another};
 
 /// Announces rings.
 pub const RING_TOPIC: &str = "rtc.control.ring";
@@ -59,6 +59,8 @@ pub struct Progress {
     pub failed: AtomicU64,
     /// Messages given up.
     pub dropped: AtomicU64,
+    /// Clients that were no longer answered, and replaced.
+    pub replaced: AtomicU64,
     /// The newest version seen on the ring's topic.
     newest: AtomicU64,
 }
@@ -86,18 +88,14 @@ impl Publisher {
     pub fn start(kafka: &Kafka) -> anyhow::Result<Self> {
         let progress = Arc::new(Progress::default());
         let (rings, news) = (writer(kafka, "kafka-rings", &progress)?, writer(kafka, "kafka-news", &progress)?);
-        let consumer: BaseConsumer = kafka
-            .client(
-                "rtc-balancer",
-                &[
-                    ("group.id", "rtc-balancer-unused"),
-                    ("enable.auto.commit", "false"),
-                    ("auto.offset.reset", "latest"),
-                ],
-            )
-            .create()?;
-        let following = Arc::clone(&progress);
-        std::thread::Builder::new().name("kafka-in".to_owned()).spawn(move || follow(&consumer, &following))?;
+        let mut consumer = follower(kafka)?;
+        let (kafka, following) = (kafka.clone(), Arc::clone(&progress));
+        std::thread::Builder::new().name("kafka-in".to_owned()).spawn(move || {
+            loop {
+                consumer = follow(&consumer, &kafka, &following);
+                following.replaced.fetch_add(1, Ordering::Relaxed);
+            }
+        })?;
         Ok(Self { rings, news, progress })
     }
 
@@ -136,8 +134,13 @@ impl ProducerContext for Reports {
     }
 }
 
-/// Starts a thread that writes what it is given.
-fn writer(kafka: &Kafka, name: &str, progress: &Arc<Progress>) -> anyhow::Result<SyncSender<Outgoing>> {
+/// What follows the ring's topic.
+fn follower(kafka: &Kafka) -> KafkaResult<BaseConsumer> {
+    let own = [("group.id", "rtc-balancer-unused"), ("enable.auto.commit", "false"), ("auto.offset.reset", "latest")];
+    kafka.client("rtc-balancer", &own).create()
+}
+
+fn producer(kafka: &Kafka) -> KafkaResult<BaseProducer<Reports>> {
     let timeout = DELIVERY_TIMEOUT.as_millis().to_string();
     let own = [
         ("acks", "all"),
@@ -146,10 +149,14 @@ fn writer(kafka: &Kafka, name: &str, progress: &Arc<Progress>) -> anyhow::Result
         ("message.max.bytes", "1000000"),
         ("message.timeout.ms", timeout.as_str()),
     ];
-    let context = Reports { failure: Mutex::default() };
-    let producer: BaseProducer<Reports> = kafka.client("rtc-balancer", &own).create_with_context(context)?;
+    kafka.client("rtc-balancer", &own).create_with_context(Reports { failure: Mutex::default() })
+}
+
+/// Starts a thread that writes what it is given.
+fn writer(kafka: &Kafka, name: &str, progress: &Arc<Progress>) -> anyhow::Result<SyncSender<Outgoing>> {
     let (outgoing, waiting) = sync_channel(WAITING_MAX);
-    let mut writer = Writer { kafka: kafka.clone(), producer, found: BTreeSet::new(), progress: Arc::clone(progress) };
+    let (producer, progress) = (producer(kafka)?, Arc::clone(progress));
+    let mut writer = Writer { kafka: kafka.clone(), producer, found: BTreeSet::new(), progress };
     std::thread::Builder::new().name(name.to_owned()).spawn(move || writer.run(&waiting))?;
     Ok(outgoing)
 }
@@ -168,7 +175,7 @@ impl Writer {
         let mut next: Option<Outgoing> = None;
         let mut is_failing = false;
         loop {
-            let Ok(message) = next.take().map_or_else(|| waiting.recv(), Ok) else { return };
+            let Some(message) = next.take().or_else(|| self.await_message(waiting)) else { return };
             let begun = Instant::now();
             loop {
                 match self.deliver(&message) {
@@ -185,6 +192,7 @@ impl Writer {
                             let reason = format!("{error:#}");
                             warn!(topic = message.topic, reason, "kafka does not take a control message: trying on");
                         }
+                        self.replace_if_deaf(message.topic);
                     }
                 }
                 let is_ring = message.topic == RING_TOPIC;
@@ -203,6 +211,25 @@ impl Writer {
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
+        }
+    }
+
+    /// The next message; none when there will never be one. The producer is tried meanwhile, so that a message is not what
+    /// finds out.
+    fn await_message(&mut self, waiting: &Receiver<Outgoing>) -> Option<Outgoing> {
+        loop {
+            match waiting.recv_timeout(SILENCE_MAX) {
+                Ok(message) => return Some(message),
+                Err(RecvTimeoutError::Timeout) => self.replace_if_deaf(RING_TOPIC),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn replace_if_deaf(&mut self, topic: &str) {
+        if let Some(another) = another(&self.producer, |producer| producer.client(), topic, || producer(&self.kafka)) {
+            self.producer = another;
+            self.progress.replaced.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -229,15 +256,29 @@ impl Writer {
     }
 }
 
-/// Follows the ring's topic from its last message on, for the newest version anyone has announced.
-fn follow(consumer: &BaseConsumer, progress: &Progress) {
+/// Follows the ring's topic from its last message on, for the newest version anyone has announced; until this client is not
+/// answered and another is, which it returns.
+fn follow(consumer: &BaseConsumer, kafka: &Kafka, progress: &Progress) -> BaseConsumer {
+    let mut heard_at = Instant::now();
+    // Rings are rare: after a silence only a question tells whether this client hears anything.
+    let replacement = |heard_at: &mut Instant| {
+        if heard_at.elapsed() < SILENCE_MAX {
+            return None;
+        }
+        *heard_at = Instant::now();
+        another(consumer, |consumer| consumer.client(), RING_TOPIC, || follower(kafka))
+    };
     while let Err(error) = assign(consumer) {
         debug!(%error, "the ring's topic cannot be followed yet");
         std::thread::sleep(FOLLOW_PAUSE);
+        if let Some(another) = replacement(&mut heard_at) {
+            return another;
+        }
     }
     loop {
         match consumer.poll(FOLLOW_PAUSE) {
             Some(Ok(message)) => {
+                heard_at = Instant::now();
                 if let Some(update) = message.payload().and_then(|payload| RingUpdate::decode(payload).ok()) {
                     progress.newest.fetch_max(update.version.version.get(), Ordering::Relaxed);
                 }
@@ -247,6 +288,9 @@ fn follow(consumer: &BaseConsumer, progress: &Progress) {
                 std::thread::sleep(FOLLOW_PAUSE);
             }
             None => {}
+        }
+        if let Some(another) = replacement(&mut heard_at) {
+            return another;
         }
     }
 }

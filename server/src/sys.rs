@@ -1,14 +1,15 @@
 //! The few system calls that have no safe face elsewhere: the only unsafe module of this crate.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use rdkafka::TopicPartitionList;
-use rdkafka::bindings::{rd_kafka_header_get_last, rd_kafka_message_headers};
+use rdkafka::bindings::{rd_kafka_brokers_add, rd_kafka_header_get_last, rd_kafka_message_headers};
+use rdkafka::client::Client;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, TopicPartitionList};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 /// Takes the descriptor back from a stream that has no operation in flight.
@@ -61,6 +62,14 @@ pub(crate) fn kafka_header<'a>(message: &'a BorrowedMessage<'_>, name: &CStr) ->
     }
     // SAFETY: the library says that `len` bytes stand at `value`, which belongs to the message, borrowed for `'a`.
     Some(unsafe { std::slice::from_raw_parts(value.cast::<u8>(), len) })
+}
+
+/// Gives a client these brokers (`HOST:PORT,…`). One that it has already stays one.
+pub(crate) fn add_kafka_brokers<C: ClientContext>(client: &Client<C>, brokers: &str) {
+    let Ok(brokers) = CString::new(brokers) else { return };
+    // SAFETY: the client is alive while it is borrowed, and any thread may do this to it; the text ends in a zero and is
+    // copied.
+    unsafe { rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr()) };
 }
 
 /// What was committed beside the offset of the `index`-th partition of a list. The safe face of the library panics where

@@ -32,7 +32,7 @@ use super::plan::{self, Kind, OwnHeader, Plan, Raw};
 use super::sender::{Heard, NODE_TOPIC_PREFIX, Outgoing, Place, Sender, Sent};
 use super::watch::{Ending, Ends};
 use super::watermark::Watermark;
-use crate::kafka::{Kafka, partitions_of};
+use crate::kafka::{Kafka, SILENCE_MAX, is_answered, partitions_of};
 use crate::sys;
 use dead_letters::Content;
 use offsets::{ReadContext, committed, ends_of, is_drained};
@@ -119,6 +119,8 @@ struct Reading {
     commit_at: Instant,
     commits_failed: u64,
     read_at: Instant,
+    // When the library last said anything, or was last asked to.
+    heard_at: Instant,
     records: u64,
     has_told_of_size: bool,
 }
@@ -162,6 +164,7 @@ fn forward(task: Task, has_carried: &mut bool) -> anyhow::Result<Ending> {
         commit_at: now,
         commits_failed: 0,
         read_at: now,
+        heard_at: now,
         records: 0,
         has_told_of_size: false,
     };
@@ -238,6 +241,7 @@ impl Reading {
             self.answer_claims()?;
             self.send_waiting()?;
             self.read()?;
+            self.break_silence()?;
             self.commit_if_due();
             if let Some(ends) = self.drained()? {
                 return Ok(Ending::Drained(ends));
@@ -248,6 +252,9 @@ impl Reading {
 
     fn hear(&mut self) -> anyhow::Result<()> {
         let Heard { confirmed, too_large, again } = self.sender.hear()?;
+        if !confirmed.is_empty() {
+            self.heard_at = Instant::now();
+        }
         for place in confirmed {
             self.finish(place);
         }
@@ -362,6 +369,7 @@ impl Reading {
     fn follow(&mut self, taken: Taken) -> anyhow::Result<()> {
         let Taken { place, key, value, plan, headers } = taken;
         self.read_at = Instant::now();
+        self.heard_at = self.read_at;
         let Some(partition) = self.partitions.get_mut(usize::from(place.partition)) else { return Ok(()) };
         partition.is_at_end = false;
         partition.watermark.read(place.offset);
@@ -411,6 +419,20 @@ impl Reading {
         let positions: Vec<_> = self.partitions.iter().map(|partition| Some(partition.watermark.position())).collect();
         let is_drained = is_drained(&positions, &ends) || self.read_at.elapsed() >= GAP_PATIENCE;
         Ok(is_drained.then_some(ends))
+    }
+
+    /// While Kafka is away the reading waits. While only its own clients are not answered it ends, and the next one has others.
+    fn break_silence(&mut self) -> anyhow::Result<()> {
+        if self.heard_at.elapsed() < SILENCE_MAX {
+            return Ok(());
+        }
+        self.heard_at = Instant::now();
+        let are_answered = || is_answered(self.consumer.client(), &self.topic) && self.sender.is_answered(&self.topic);
+        if self.task.counted.is_answered.load(Ordering::Relaxed) && !are_answered() {
+            self.task.counted.replaced.fetch_add(1, Ordering::Relaxed);
+            bail!("its kafka clients are not answered: others take their place");
+        }
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use ring::NodeId;
 use tracing::debug;
 
 use super::plan::OwnHeader;
-use crate::kafka::{Kafka, partitions_of};
+use crate::kafka::{Kafka, is_answered, partitions_of};
 
 /// Where records go that nobody can use.
 pub const DEAD_LETTER_TOPIC: &str = "rtc.dead-letter";
@@ -265,6 +265,11 @@ impl Sender {
     /// Records that are not confirmed, and the bytes of their values.
     pub fn in_flight(&self) -> (usize, usize) {
         (self.in_flight.len(), self.in_flight_bytes)
+    }
+
+    /// Whether Kafka answers the producer.
+    pub fn is_answered(&self, topic: &str) -> bool {
+        is_answered(self.producer.client(), topic)
     }
 
     /// How many partitions a node's topic has; `None` where there is no such topic.

@@ -16,12 +16,18 @@ pub struct Services {
     pub kafka: String,
     pub redis: RedisServer,
     run: PathBuf,
+    settings: &'static str,
     guard: Option<Guard>,
 }
 
 impl Services {
     /// Starts a pair where `RTC_KAFKA` and `RTC_REDIS` are set; else says so, and fails where tests must not be skipped.
     pub fn start(test: &str) -> Option<Self> {
+        Self::start_with(test, "")
+    }
+
+    /// The same with settings for Kafka, `KEY=VALUE …`.
+    pub fn start_with(test: &str, settings: &'static str) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let is_set = |variable: &str| std::env::var(variable).is_ok_and(|value| !value.is_empty());
         if !(is_set("RTC_KAFKA") && is_set("RTC_REDIS")) {
@@ -37,7 +43,7 @@ impl Services {
         let guard = Guard::new(words, &[SCRIPT, run.to_str().unwrap()]).unwrap();
         // From here on it is ended, whatever happens.
         let (kafka, redis) = (String::new(), RedisServer::at(String::new()));
-        let mut services = Self { kafka, redis, run, guard: Some(guard) };
+        let mut services = Self { kafka, redis, run, settings, guard: Some(guard) };
         let output = services.control("up");
         let value = |name: &str| {
             let value = output.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
@@ -49,7 +55,8 @@ impl Services {
 
     fn control(&self, verb: &str) -> String {
         let mut command = Command::new(SCRIPT);
-        command.arg(verb).env("RTC_SERVICES_RUN", &self.run).env_remove("RTC_KAFKA").env_remove("RTC_REDIS");
+        command.arg(verb).env("RTC_SERVICES_RUN", &self.run).env("RTC_SERVICES_KAFKA", self.settings);
+        command.env_remove("RTC_KAFKA").env_remove("RTC_REDIS");
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() || std::thread::panicking(), "{verb}: {said}");

@@ -17,6 +17,7 @@ use ring::control::{DrainRequest, RingUpdate};
 use ring::{ControlError, NodeId};
 
 use super::kafka::counters::ControlCounters;
+use super::kafka::silence::{self, Silence};
 use super::kafka::{Config, DRAIN_TOPIC, KafkaBus, RING_TOPIC, StartError};
 
 /// The longest the thread sleeps; messages and its end wake it.
@@ -101,6 +102,8 @@ impl Follower {
             consumer,
             parker,
             bus,
+            brokers: config.bootstrap().to_owned(),
+            silence: Silence::new(config.silence_max, Instant::now()),
             on_control,
             counters: Arc::clone(&counters),
             is_stopping: Arc::clone(&is_stopping),
@@ -130,6 +133,8 @@ struct Following<F> {
     consumer: BaseConsumer<FollowContext>,
     parker: Parker,
     bus: KafkaBus,
+    brokers: String,
+    silence: Silence,
     on_control: F,
     counters: Arc<ControlCounters>,
     is_stopping: Arc<AtomicBool>,
@@ -143,15 +148,29 @@ impl<F: FnMut(Control)> Following<F> {
         let mut empty_answers = 0;
         while !self.is_stopping.load(Ordering::Relaxed) {
             match self.consumer.poll(Duration::ZERO) {
-                Some(Ok(message)) => Self::take(&message, &self.counters, &mut self.on_control),
+                Some(Ok(message)) => {
+                    self.silence.end(Instant::now());
+                    Self::take(&message, &self.counters, &mut self.on_control);
+                }
                 Some(Err(error)) => tracing::debug!(%error, "kafka control topics"),
                 None if empty_answers < EMPTY_ANSWERS => {
                     empty_answers += 1;
                     continue;
                 }
-                None => self.parker.park_timeout(NAP),
+                None => {
+                    self.break_silence();
+                    self.parker.park_timeout(NAP);
+                }
             }
             empty_answers = 0;
+        }
+    }
+
+    /// The balancer may have nothing to say, or this client nobody to hear it from: only a question tells.
+    fn break_silence(&mut self) {
+        if self.bus.is_up() && self.silence.is_long(Instant::now()) {
+            let given = &self.bus.counters().rebootstraps.control;
+            silence::revive(self.consumer.client(), "control", RING_TOPIC, &self.brokers, given);
         }
     }
 

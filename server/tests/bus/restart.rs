@@ -1,4 +1,4 @@
-//! A broker of this test's own, that dies in the middle.
+//! A broker of a test's own, and one that dies in the middle.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -6,16 +6,18 @@ use std::process::Command;
 use crate::rig::{Node, PATIENCE, brokers, eventually, finish, fresh_id, read};
 
 /// A broker that may be killed, by the script that starts the others.
-struct Broker {
+pub struct Broker {
     run: PathBuf,
-    address: String,
+    settings: &'static str,
+    pub address: String,
 }
 
 impl Broker {
-    fn start() -> Self {
-        let run = std::env::temp_dir().join(format!("rtc-broker-{}", std::process::id()));
+    /// One with settings of its own, `KEY=VALUE …`.
+    pub fn start(name: &str, settings: &'static str) -> Self {
+        let run = std::env::temp_dir().join(format!("rtc-broker-{name}-{}", std::process::id()));
         // From here on it is ended, whatever happens.
-        let mut broker = Self { run, address: String::new() };
+        let mut broker = Self { run, settings, address: String::new() };
         let output = broker.services(&["up"]);
         let address = output.split_whitespace().find_map(|word| word.strip_prefix("RTC_KAFKA=")).expect(&output);
         broker.address.push_str(address);
@@ -25,7 +27,8 @@ impl Broker {
     fn services(&self, arguments: &[&str]) -> String {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/services.sh");
         let mut command = Command::new(script);
-        command.args(arguments).env("RTC_SERVICES_RUN", &self.run).env_remove("RTC_KAFKA").env_remove("RTC_REDIS");
+        command.args(arguments).env("RTC_SERVICES_RUN", &self.run).env("RTC_SERVICES_KAFKA", self.settings);
+        command.env_remove("RTC_KAFKA").env_remove("RTC_REDIS");
         let output = command.output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
@@ -44,7 +47,7 @@ fn a_broker_that_is_killed_and_started_again_loses_nothing_and_reorders_nothing(
     if brokers("broker restart").is_none() {
         return;
     }
-    let broker = Broker::start();
+    let broker = Broker::start("restart", "");
     let (a, b) = (fresh_id("ra"), fresh_id("rb"));
     let mut sender = Node::start(&broker.address, &a, 1, |_| {});
     let mut reader = Node::start(&broker.address, &b, 2, |_| {});

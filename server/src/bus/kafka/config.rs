@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use ring::NodeId;
 
+use super::silence::SILENCE_MAX;
 use super::watermark::Bound;
 use crate::bus::codec::ENVELOPE_BYTES_MAX;
 
@@ -51,6 +52,8 @@ pub struct Config {
     pub in_flight_records: usize,
     /// Bytes that may be on their way to Kafka.
     pub in_flight_bytes: usize,
+    /// How long a client may hear nothing before it is asked whether it still has brokers.
+    pub silence_max: Duration,
     /// More settings of the client library, such as `security.protocol`; they come last and win.
     pub options: Vec<(String, String)>,
 }
@@ -66,8 +69,16 @@ impl Config {
             bound: Bound::default(),
             in_flight_records: IN_FLIGHT_RECORDS_MAX,
             in_flight_bytes: IN_FLIGHT_BYTES_MAX,
+            silence_max: SILENCE_MAX,
             options: Vec::new(),
         }
+    }
+
+    /// The brokers that a client begins with: an operator's setting wins here too.
+    pub(in crate::bus) fn bootstrap(&self) -> &str {
+        let names = ["bootstrap.servers", "metadata.broker.list"];
+        let given = self.options.iter().rev().find(|(name, _)| names.contains(&name.as_str()));
+        given.map_or(&self.brokers, |(_, brokers)| brokers)
     }
 
     /// The most bytes that a record's value may have.
@@ -174,6 +185,14 @@ pub fn node_group(node: &NodeId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_begins_with_the_brokers_that_an_operators_setting_names() {
+        let mut config = Config::new("x:1", 0);
+        assert_eq!(config.bootstrap(), "x:1");
+        config.options.push(("bootstrap.servers".to_owned(), "y:2".to_owned()));
+        assert_eq!(config.bootstrap(), "y:2");
+    }
 
     #[test]
     fn a_topic_with_kafkas_default_limit_takes_what_the_default_message_limit_needs() {

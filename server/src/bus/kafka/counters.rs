@@ -62,6 +62,13 @@ counters! { TopicsCounters: "Counted by the thread that looks after topics.";
     up: Gauge "rtc_socket_kafka_up" "" "1 while the brokers answer.",
 }
 
+counters! { Rebootstraps: "Clients that had lost their brokers, each counted by the thread that owns it.";
+    topics: Counter "rtc_socket_kafka_rebootstraps_total" "client=\"topics\"" "Times a client had no broker any more and was given its own again, by client.",
+    producer: Counter "rtc_socket_kafka_rebootstraps_total" "client=\"producer\"" "Times a client had no broker any more and was given its own again, by client.",
+    reader: Counter "rtc_socket_kafka_rebootstraps_total" "client=\"reader\"" "Times a client had no broker any more and was given its own again, by client.",
+    control: Counter "rtc_socket_kafka_rebootstraps_total" "client=\"control\"" "Times a client had no broker any more and was given its own again, by client.",
+}
+
 counters! { ControlCounters: "Counted by the thread that follows the control topics.";
     rings: Counter "rtc_socket_kafka_control_total" "kind=\"ring\"" "Control messages taken, by kind.",
     drains: Counter "rtc_socket_kafka_control_total" "kind=\"drain\"" "Control messages taken, by kind.",
@@ -82,6 +89,8 @@ pub struct KafkaCounters {
     pub reader: ReaderCounters,
     /// By the thread that looks after topics.
     pub topics: TopicsCounters,
+    /// By whoever owns a client.
+    pub rebootstraps: Rebootstraps,
     // Every shard counts here, seldom: it is full only where Kafka is away or too slow.
     full: AtomicU64,
 }
@@ -100,6 +109,7 @@ impl KafkaCounters {
     /// Writes all of it to a page.
     pub fn add_to(&self, page: &mut Page) {
         self.topics.add_to(page);
+        self.rebootstraps.add_to(page);
         self.producer.add_to(page);
         let help = "Times a shard was given its parcel back because too many were on their way.";
         page.add("rtc_socket_kafka_full_total", "", Kind::Counter, help, self.full());

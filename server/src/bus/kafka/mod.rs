@@ -9,6 +9,7 @@
 //! | [`watermark`], [`fences`] | what of a partition is finished; which fences are under way (pure) |
 //! | `topics` | the thread that finds and creates topics, and knows whether Kafka answers |
 //! | `mailing` | mail to the shards, in order, past full mailboxes |
+//! | `silence` | clients that have lost their brokers, and how they get them back |
 //! | `health`, [`counters`] | what is told to a person, and what is counted |
 
 mod config;
@@ -19,6 +20,7 @@ mod intake;
 mod mailing;
 mod producer;
 mod reader;
+pub(in crate::bus) mod silence;
 mod topics;
 pub mod watermark;
 

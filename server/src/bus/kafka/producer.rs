@@ -23,6 +23,7 @@ use super::config::{Config, DEAD_LETTER_TOPIC, node_topic};
 use super::health::{self, Complaint};
 use super::intake::Item;
 use super::mailing::Mailing;
+use super::silence::{self, Silence};
 use super::topics::Wanted;
 
 /// Items taken from the queue before reports are looked at again.
@@ -161,6 +162,7 @@ struct Producer {
     has_sent: bool,
     paced_until: Instant,
     stop_at: Option<Instant>,
+    silence: Silence,
     trouble: Complaint,
 }
 
@@ -179,6 +181,7 @@ enum Handed {
 
 /// Runs until it is told to stop and all is sent, or its time is up. Returns how many records are unconfirmed then.
 pub fn run(parts: Parts) -> usize {
+    let silence = Silence::new(parts.config.silence_max, Instant::now());
     let mut producer = Producer {
         parts,
         client: None,
@@ -195,6 +198,7 @@ pub fn run(parts: Parts) -> usize {
         has_sent: false,
         paced_until: Instant::now(),
         stop_at: None,
+        silence,
         trouble: Complaint::default(),
     };
     while !producer.is_done() {
@@ -213,6 +217,10 @@ impl Producer {
         let now = Instant::now();
         self.build(now);
         let has_heard = self.hear();
+        if has_heard {
+            self.silence.end(now);
+        }
+        self.break_silence(now);
         self.parts.mailing.flush();
         while let Ok(order) = self.parts.orders.try_recv() {
             self.obey(order);
@@ -261,6 +269,17 @@ impl Producer {
             default(pause) => {}
         }
         self.send_backlog();
+    }
+
+    /// With nothing to send it is asked all the same: the next record shall not be the one that finds out.
+    fn break_silence(&mut self, now: Instant) {
+        let Some(client) = &self.client else { return };
+        let shared = &self.parts.shared;
+        if shared.health.is_up() && self.silence.is_long(now) {
+            let (topic, brokers) = (node_topic(&self.parts.node), self.parts.config.bootstrap());
+            let given = &shared.counters.rebootstraps.producer;
+            silence::revive(client.client(), "producer", &topic, brokers, given);
+        }
     }
 
     fn obey(&mut self, order: Order) {

@@ -25,6 +25,7 @@ use super::fences::Fences;
 use super::health::{self, Complaint};
 use super::intake::{DeadLetter, Item};
 use super::mailing::Mailing;
+use super::silence::{self, Silence};
 use super::watermark::Watermark;
 use super::{Lease, Shared};
 
@@ -154,6 +155,7 @@ pub struct Reader {
     // The oldest record read in the present interval.
     lag_ms: u64,
     lag_at: Instant,
+    silence: Silence,
     trouble: Complaint,
 }
 
@@ -185,6 +187,7 @@ pub fn prepare(parts: Parts) -> Result<Reader, KafkaError> {
         commits_failed: 0,
         lag_ms: 0,
         lag_at: now,
+        silence: Silence::new(parts.config.silence_max, now),
         trouble: Complaint::default(),
         parts,
     })
@@ -217,6 +220,7 @@ impl Reader {
         self.take_passes();
         self.follow_lease();
         let is_drained = self.read();
+        self.break_silence();
         self.pause_and_resume();
         self.commit_if_due();
         self.count();
@@ -403,6 +407,7 @@ impl Reader {
             match consumer.poll(Duration::ZERO) {
                 Some(Ok(message)) => {
                     empty_answers = 0;
+                    self.silence.end(Instant::now());
                     self.take(&message);
                     let partition = usize::try_from(message.partition()).ok();
                     let partition = partition.and_then(|partition| self.partitions.get(partition));
@@ -425,6 +430,16 @@ impl Reader {
             }
         }
         false
+    }
+
+    /// Nothing to read, or nobody to read from: only a question tells.
+    fn break_silence(&mut self) {
+        let shared = &self.parts.shared;
+        if shared.health.is_up() && self.silence.is_long(Instant::now()) {
+            let brokers = self.parts.config.bootstrap();
+            let given = &shared.counters.rebootstraps.reader;
+            silence::revive(self.consumer.client(), "reader", &self.topic, brokers, given);
+        }
     }
 
     fn take(&mut self, message: &BorrowedMessage<'_>) {

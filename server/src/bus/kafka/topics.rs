@@ -15,12 +15,14 @@ use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, DeliveryResult, Producer as _, ProducerContext};
 use ring::NodeId;
 
 use super::config::Config;
 use super::counters::KafkaCounters;
 use super::health::{self, Complaint, Health};
+use super::silence::Silence;
 
 /// Topics that may be asked for and not yet found at once.
 pub const WANTED_MAX: usize = 4096;
@@ -105,6 +107,7 @@ pub struct Topics {
     admin_used_at: Instant,
     pending: VecDeque<(Wanted, Instant)>,
     probe_at: Instant,
+    silence: Silence,
     create_at: Instant,
     down: Complaint,
     misfit: Complaint,
@@ -115,12 +118,26 @@ pub struct Topics {
 /// # Errors
 /// When the client library refuses its settings.
 pub fn prepare(parts: Parts) -> Result<Topics, KafkaError> {
-    let context = TopicsContext { health: Arc::clone(&parts.health) };
-    let client = parts.config.topics(&parts.node).create_with_context(context)?;
+    let client = client(&parts)?;
     let now = Instant::now();
+    let silence = Silence::new(parts.config.silence_max, now);
     let pending = VecDeque::from([(parts.own.clone(), now)]);
     let (down, misfit) = (Complaint::default(), Complaint::default());
-    Ok(Topics { parts, client, admin: None, admin_used_at: now, pending, probe_at: now, create_at: now, down, misfit })
+    let (admin, admin_used_at) = (None, now);
+    Ok(Topics { parts, client, admin, admin_used_at, pending, probe_at: now, silence, create_at: now, down, misfit })
+}
+
+fn client(parts: &Parts) -> Result<BaseProducer<TopicsContext>, KafkaError> {
+    parts.config.topics(&parts.node).create_with_context(TopicsContext { health: Arc::clone(&parts.health) })
+}
+
+fn ask(client: &BaseProducer<TopicsContext>, topic: &str) -> Result<Metadata, KafkaError> {
+    let metadata = client.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
+    if metadata.brokers().is_empty() {
+        // Its own controller takes it for dead, as after a pause: nothing can be sent or read.
+        return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerNotAvailable));
+    }
+    Ok(metadata)
 }
 
 /// How it stands with a topic.
@@ -194,9 +211,12 @@ impl Topics {
     }
 
     fn probe(&mut self) {
-        // The cluster's id is in every answer, and asking for it names no topic.
-        let answer = self.client.client().fetch_metadata(Some(&self.parts.own.topic), ANSWER_TIMEOUT).map(|_| ());
+        let answer = self.ask(&self.parts.own.topic).map(|_| ());
         self.note(answer);
+    }
+
+    fn ask(&self, topic: &str) -> Result<Metadata, KafkaError> {
+        ask(&self.client, topic)
     }
 
     /// Looks for a topic, creates it if it must; says after what time to look again, or nothing when it was found.
@@ -254,7 +274,7 @@ impl Topics {
     }
 
     fn standing(&self, topic: &str) -> Result<Standing, KafkaError> {
-        let metadata = self.client.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
+        let metadata = self.ask(topic)?;
         let Some(found) = metadata.topics().first() else { return Ok(Standing::Missing) };
         if let Some(error) = found.error() {
             return match RDKafkaErrorCode::from(error) {
@@ -281,7 +301,12 @@ impl Topics {
             topic = topic.set("max.message.bytes", &bytes_max);
         }
         let options = AdminOptions::new().request_timeout(Some(ANSWER_TIMEOUT)).operation_timeout(Some(ANSWER_TIMEOUT));
-        let results = block_on(self.admin()?.create_topics([&topic], &options))?;
+        let results = block_on(self.admin()?.create_topics([&topic], &options));
+        if results.is_err() {
+            // It may have lost its brokers.
+            self.admin = None;
+        }
+        let results = results?;
         match results.into_iter().next() {
             None | Some(Ok(_)) => {
                 self.parts.counters.topics.created.add(1);
@@ -307,6 +332,7 @@ impl Topics {
             Ok(Some(Ok(resource))) => resource.get("max.message.bytes").and_then(|entry| entry.value.clone()),
             // Not everybody may ask. Then a record that is too large is told by the one that has to send it.
             other => {
+                self.admin = None;
                 tracing::debug!(topic = wanted.topic, answer = ?other.err(), "the limit of a kafka topic is not told");
                 return None;
             }
@@ -330,6 +356,18 @@ impl Topics {
         }
     }
 
+    /// Where another client is answered this one has lost its brokers; where none is, Kafka is away.
+    fn try_another(&mut self) {
+        let another = client(&self.parts).ok().filter(|another| ask(another, &self.parts.own.topic).is_ok());
+        if let Some(another) = another {
+            (self.client, self.admin) = (another, None);
+            self.parts.counters.rebootstraps.topics.add(1);
+            tracing::warn!(client = "topics", "a kafka client is not answered, and another is: it takes its place");
+            // The next probe tells that Kafka answers.
+            self.probe_at = Instant::now();
+        }
+    }
+
     /// Notes whether Kafka has answered, and tells a person of it now and then.
     fn note(&mut self, answer: Result<(), KafkaError>) {
         let now = Instant::now();
@@ -337,6 +375,9 @@ impl Topics {
         self.probe_at = now + if is_up { PROBE_INTERVAL } else { RETRY_INTERVAL };
         let is_news = self.parts.health.set_up(is_up);
         self.parts.counters.topics.up.set(u64::from(is_up));
+        if is_up {
+            self.silence.end(now);
+        }
         match answer {
             Ok(()) if is_news => {
                 self.down.reset();
@@ -351,6 +392,9 @@ impl Topics {
                     tracing::warn!(brokers, %error, last, "kafka does not answer: trying again");
                 }
             }
+        }
+        if !is_up && self.silence.is_long(now) {
+            self.try_another();
         }
     }
 }
