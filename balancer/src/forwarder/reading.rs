@@ -423,12 +423,11 @@ impl Reading {
 
     /// While Kafka is away the reading waits. While only its own clients are not answered it ends, and the next one has others.
     fn break_silence(&mut self) -> anyhow::Result<()> {
-        if self.heard_at.elapsed() < SILENCE_MAX {
+        if self.heard_at.elapsed() < SILENCE_MAX || !self.task.counted.is_answered.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.heard_at = Instant::now();
-        let are_answered = || is_answered(self.consumer.client(), &self.topic) && self.sender.is_answered(&self.topic);
-        if self.task.counted.is_answered.load(Ordering::Relaxed) && !are_answered() {
+        if !is_answered(self.consumer.client(), &self.topic) || !self.sender.is_answered(&self.topic) {
             self.task.counted.replaced.fetch_add(1, Ordering::Relaxed);
             bail!("its kafka clients are not answered: others take their place");
         }

@@ -438,7 +438,9 @@ impl Reader {
         if shared.health.is_up() && self.silence.is_long(Instant::now()) {
             let brokers = self.parts.config.bootstrap();
             let given = &shared.counters.rebootstraps.reader;
-            silence::revive(self.consumer.client(), "reader", &self.topic, brokers, given);
+            let is_answered = silence::revive(self.consumer.client(), "reader", &self.topic, brokers, given);
+            let is_reading = is_answered && matches!(self.phase, Phase::Reading(_));
+            shared.counters.reader.reading.set(u64::from(is_reading));
         }
     }
 
@@ -454,6 +456,7 @@ impl Reader {
         read.last_taken_ms = taken_ms;
         self.lag_ms = self.lag_ms.max(now_ms().saturating_sub(taken_ms));
         let counters = &self.parts.shared.counters.reader;
+        counters.reading.set(1);
         counters.consumed.add(1);
         counters.consumed_bytes.add(bytes as u64);
         let raw = Raw {

@@ -45,10 +45,10 @@ impl Silence {
 }
 
 /// Asks for `topic`, and gives the client its brokers again where no answer comes or none that names a broker. To be called
-/// while another client is answered: the library keeps what it is given.
-pub fn revive<C: ClientContext>(client: &Client<C>, name: &str, topic: &str, brokers: &str, given: &Counter) {
+/// while another client is answered: the library keeps what it is given. True when this one was answered.
+pub fn revive<C: ClientContext>(client: &Client<C>, name: &str, topic: &str, brokers: &str, given: &Counter) -> bool {
     let reason = match client.fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
-        Ok(metadata) if !metadata.brokers().is_empty() => return,
+        Ok(metadata) if !metadata.brokers().is_empty() => return true,
         Ok(_) => "kafka names no broker".to_owned(),
         Err(error) => error.to_string(),
     };
@@ -59,6 +59,7 @@ pub fn revive<C: ClientContext>(client: &Client<C>, name: &str, topic: &str, bro
         reason,
         "a kafka client has no broker any more: it is given those that are configured"
     );
+    false
 }
 
 #[cfg(test)]
