@@ -50,7 +50,9 @@ slow_start_ms = 3000
 slow_start_steps = 2
 
 [triggers]
-cooldown_ms = 5000
+# Longer than from a quiet fleet to a ring without the dead node: who moves by another one in between would overtake what
+# it sent into the dead node's topic.
+cooldown_ms = 20000
 overload_cpu = 1.0
 spread = 1.0
 imbalance = 0.3

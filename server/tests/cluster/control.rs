@@ -12,6 +12,8 @@ use crate::fleet::{Fleet, RING_TOPIC, Services, fresh, metric, now_ms, ring_of};
 use crate::people::{Inbox, Sender};
 use crate::support::{eventually, get, run};
 
+/// A node that nobody has heard of is gone for good when who asks has listened for so long.
+const RETIRED_MS: u64 = 60_000;
 const DRAIN_TOPIC: &str = "rtc.control.drain";
 const DEAD_LETTER_TOPIC: &str = "rtc.dead-letter";
 /// Nobody listens on it.
@@ -21,6 +23,8 @@ const NOWHERE: &str = "127.0.0.1:1";
 fn a_session_of_a_life_that_is_gone_counts_as_absent() {
     const MESSAGES: u64 = 20;
     let Some(fleet) = Fleet::shared("stale session") else { return };
+    let has_listened = |node| get(node, "/healthz").json()["uptimeMs"].as_u64().unwrap() > RETIRED_MS;
+    eventually("a node without a beat counts as gone", || fleet.nodes.iter().all(|node| has_listened(node.admin)));
     // A node that is no more, and an earlier life of one that is there.
     for node in [fresh("gone"), fleet.nodes[1].node_id.clone()] {
         let id = fresh("b");
