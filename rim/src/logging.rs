@@ -28,7 +28,7 @@ pub fn check(directives: &str) -> anyhow::Result<()> {
 
 fn parse(directives: &str) -> anyhow::Result<EnvFilter> {
     EnvFilter::builder().parse(directives).with_context(|| {
-        format!("log is {directives:?}: give off, error, warn, info, debug or a list such as warn,rtc_server=debug")
+        format!("log is {directives:?}: give off, error, warn, info, debug or a list such as warn,rdkafka=debug")
     })
 }
 
